@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd bindings: which memslots map which indices.
+ *
+ * Owns: gmem_inode.files, gmem_file.bindings and kvm_memory_slot.gmem.
+ *
+ * M1  Bindings of one file do not overlap, and lie within i_size.
+ * M2  slot->gmem.file is set from before the memslot is visible until the file
+ *     is released or the memslot is freed, whichever comes first.  Nobody gets a
+ *     reference through it once the file's last one is gone.
+ * M3  A memslot is in gmem_file.bindings from before its first guest fault until
+ *     no guest page table refers to the file through it.
+ *
+ * Files and memslots go in any order.  A memslot holds no reference to the file,
+ * for the file holds one to the VM; slots_lock settles which goes first.
+ *
+ * Binding can fail.  Unbinding and invalidation cannot.
+ */
+#include <linux/cleanup.h>
+#include <linux/file.h>
+#include <linux/interval_tree.h>
+
+#include "gmem.h"
+#include "../guest_memfd.h"
+#include "../kvm_mm.h"
+
+/* [start, end) in gfns of the part of @slot that [start, end) in indices binds. */
+static struct kvm_gfn_range gmem_slot_range(struct kvm_memory_slot *slot,
+					    pgoff_t start, pgoff_t end,
+					    enum kvm_gfn_range_filter filter)
+{
+	pgoff_t first = slot->gmem.pgoff;
+
+	start = max(start, first);
+	end = min(end, first + slot->npages);
+
+	return (struct kvm_gfn_range) {
+		.slot		= slot,
+		.start		= slot->base_gfn + (start - first),
+		.end		= slot->base_gfn + (end - first),
+		.attr_filter	= filter,
+		.may_block	= true,
+	};
+}
+
+static struct interval_tree_node *gmem_first_binding(struct gmem_file *f,
+						     pgoff_t start, pgoff_t end)
+{
+	return interval_tree_iter_first(&f->bindings, start, end - 1);
+}
+
+static void gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
+				       pgoff_t end,
+				       enum kvm_gfn_range_filter filter)
+{
+	struct interval_tree_node *node = gmem_first_binding(f, start, end);
+	struct kvm_gfn_range range;
+	bool flush = false;
+
+	if (!node)
+		return;
+
+	KVM_MMU_LOCK(f->kvm);
+	kvm_mmu_invalidate_start(f->kvm);
+
+	for (; node; node = interval_tree_iter_next(node, start, end - 1)) {
+		range = gmem_slot_range(container_of(node, struct kvm_memory_slot,
+						     gmem.node),
+					start, end, filter);
+		flush |= kvm_mmu_unmap_gfn_range(f->kvm, &range);
+		kvm_arch_gmem_invalidate_range(f->kvm, &range);
+	}
+
+	if (flush)
+		kvm_flush_remote_tlbs(f->kvm);
+	KVM_MMU_UNLOCK(f->kvm);
+}
+
+static void gmem_file_invalidate_end(struct gmem_file *f, pgoff_t start,
+				     pgoff_t end)
+{
+	if (!gmem_first_binding(f, start, end))
+		return;
+
+	KVM_MMU_LOCK(f->kvm);
+	kvm_mmu_invalidate_end(f->kvm);
+	KVM_MMU_UNLOCK(f->kvm);
+}
+
+/*
+ * Zap what can be mapped, and nothing else: a zap of private memory destroys
+ * its content on TDX.
+ */
+static enum kvm_gfn_range_filter gmem_filter(struct inode *inode)
+{
+	return gmem_is_private(inode, 0) ? KVM_FILTER_PRIVATE : KVM_FILTER_SHARED;
+}
+
+void gmem_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_file *f;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	guard(mutex)(&gi->bind_lock);
+	list_for_each_entry(f, &gi->files, entry)
+		gmem_file_invalidate_begin(f, start, end, gmem_filter(inode));
+}
+
+void gmem_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_file *f;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	guard(mutex)(&gi->bind_lock);
+	list_for_each_entry(f, &gi->files, entry)
+		gmem_file_invalidate_end(f, start, end);
+}
+
+void gmem_invalidate_folio(struct inode *inode, struct folio *folio)
+{
+	pgoff_t start = folio->index, end = folio_next_index(folio);
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_file *f;
+
+	/*
+	 * Do not take invalidate_lock: whoever holds it may wait for the folio
+	 * lock, which the caller has.  Keep bindings stable by bind_lock alone,
+	 * for as long as it takes to begin and to end.
+	 */
+	guard(mutex)(&gi->bind_lock);
+	list_for_each_entry(f, &gi->files, entry) {
+		gmem_file_invalidate_begin(f, start, end, gmem_filter(inode));
+		gmem_file_invalidate_end(f, start, end);
+	}
+}
+
+void gmem_bind_add_file(struct inode *inode, struct gmem_file *f)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	filemap_invalidate_lock(inode->i_mapping);
+	scoped_guard(mutex, &gi->bind_lock)
+		list_add(&f->entry, &gi->files);
+	filemap_invalidate_unlock(inode->i_mapping);
+}
+
+void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
+{
+	struct interval_tree_node *node;
+	struct kvm_memory_slot *slot;
+
+	/*
+	 * Keep memslots from being freed while they are dereferenced below.  No
+	 * guest fault has the file: the last reference is gone, so that
+	 * gmem_bind_get_file() fails, and each fault held one while it needed it.
+	 * A fault that has left with a pfn retries after the invalidation.
+	 */
+	mutex_lock(&f->kvm->slots_lock);
+	filemap_invalidate_lock(inode->i_mapping);
+	mutex_lock(&GMEM_I(inode)->bind_lock);
+
+	gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode));
+	gmem_file_invalidate_end(f, 0, ULONG_MAX);
+
+	while ((node = gmem_first_binding(f, 0, ULONG_MAX))) {
+		interval_tree_remove(node, &f->bindings);
+		slot = container_of(node, struct kvm_memory_slot, gmem.node);
+		WRITE_ONCE(slot->gmem.file, NULL);
+	}
+	list_del(&f->entry);
+
+	mutex_unlock(&GMEM_I(inode)->bind_lock);
+	filemap_invalidate_unlock(inode->i_mapping);
+	mutex_unlock(&f->kvm->slots_lock);
+}
+
+struct file *gmem_bind_get_file(struct kvm_memory_slot *slot)
+{
+	/* Fails between the last fput() and gmem_bind_remove_file() as well. */
+	return get_file_active(&slot->gmem.file);
+}
+
+int kvm_gmem_prepare_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot,
+				   unsigned int fd, uoff_t offset)
+{
+	uoff_t file_size, slot_size = (uoff_t)slot->npages << PAGE_SHIFT;
+	struct gmem_file *f;
+	struct file *file;
+
+	file = fget(fd);
+	if (!file)
+		return -EBADF;
+
+	if (!gmem_is_file(file))
+		goto err_put;
+
+	f = file->private_data;
+	if (f->kvm != kvm)
+		goto err_put;
+
+	file_size = i_size_read(file_inode(file));
+	if (!PAGE_ALIGNED(offset) || slot_size > file_size ||
+	    offset > file_size - slot_size)
+		goto err_put;
+
+	slot->gmem.pgoff = offset >> PAGE_SHIFT;
+	slot->gmem.node.start = slot->gmem.pgoff;
+	slot->gmem.node.last = slot->gmem.pgoff + slot->npages - 1;
+
+	/* What can be mapped needs no second home for its shared pages. */
+	if (GMEM_I(file_inode(file))->flags & GUEST_MEMFD_FLAG_MMAP)
+		slot->flags |= KVM_MEMSLOT_GMEM_ONLY;
+
+	/* The caller puts the reference, once the memslot is in or given up. */
+	WRITE_ONCE(slot->gmem.file, file);
+	return 0;
+
+err_put:
+	fput(file);
+	return -EINVAL;
+}
+
+int kvm_gmem_commit_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot)
+{
+	struct gmem_file *f = slot->gmem.file->private_data;
+	struct inode *inode = file_inode(slot->gmem.file);
+	int ret = 0;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	filemap_invalidate_lock(inode->i_mapping);
+	mutex_lock(&GMEM_I(inode)->bind_lock);
+
+	if (gmem_first_binding(f, slot->gmem.pgoff,
+			       slot->gmem.pgoff + slot->npages))
+		ret = -EEXIST;
+	else
+		interval_tree_insert(&slot->gmem.node, &f->bindings);
+
+	mutex_unlock(&GMEM_I(inode)->bind_lock);
+	filemap_invalidate_unlock(inode->i_mapping);
+	return ret;
+}
+
+void kvm_gmem_unbind(struct kvm_memory_slot *slot)
+{
+	struct file *file = slot->gmem.file;
+	struct gmem_file *f;
+	struct inode *inode;
+
+	/* The file went first. */
+	if (!file)
+		return;
+
+	/*
+	 * The file may have lost its last reference, but is still there: its
+	 * release needs slots_lock, which the caller holds, to get past the point
+	 * where it clears slot->gmem.file.  No guest fault sees the memslot
+	 * anymore: it was replaced, and synchronize_srcu() followed.
+	 */
+	f = file->private_data;
+	inode = file_inode(file);
+	lockdep_assert_held(&f->kvm->slots_lock);
+
+	filemap_invalidate_lock(inode->i_mapping);
+	scoped_guard(mutex, &GMEM_I(inode)->bind_lock)
+		interval_tree_remove(&slot->gmem.node, &f->bindings);
+	WRITE_ONCE(slot->gmem.file, NULL);
+	filemap_invalidate_unlock(inode->i_mapping);
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd blocks: where physical memory comes from and where it goes.
+ *
+ * Owns: presence and initialisation of the pages in inode->i_mapping.  A block
+ * is a single page so far: an order-0 folio of the page cache.
+ *
+ * B1  A page is up to date if and only if it has content: zeroes, or what a
+ *     user, a guest or populate wrote.  Nobody maps a page that is not.
+ * B2  Pages enter under invalidate_lock shared, and leave under it exclusive.
+ *
+ * Allocation can fail; freeing cannot.
+ */
+#include <linux/highmem.h>
+#include <linux/sched/signal.h>
+
+#include "gmem.h"
+
+struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index)
+{
+	struct address_space *mapping = inode->i_mapping;
+	struct mempolicy *policy;
+	struct folio *folio;
+
+	lockdep_assert_held(&mapping->invalidate_lock);
+
+	/* Present, as it mostly is?  Then spare the lookup of the policy. */
+	folio = filemap_lock_folio(mapping, index);
+	if (!IS_ERR(folio))
+		return folio;
+
+	policy = mpol_shared_policy_lookup(&GMEM_I(inode)->policy, index);
+	folio = __filemap_get_folio_mpol(mapping, index, FGP_CREAT | FGP_LOCK,
+					 mapping_gfp_mask(mapping), policy);
+	mpol_cond_put(policy);
+	return folio;
+}
+
+void gmem_block_init_folio(struct folio *folio)
+{
+	if (folio_test_uptodate(folio))
+		return;
+
+	clear_highpage(&folio->page);
+	folio_mark_uptodate(folio);
+}
+
+int gmem_block_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct address_space *mapping = inode->i_mapping;
+	struct folio *folio;
+	pgoff_t index;
+	int ret = 0;
+
+	filemap_invalidate_lock_shared(mapping);
+
+	for (index = start; index < end; index++) {
+		if (signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
+
+		folio = gmem_block_get_folio(inode, index);
+		if (IS_ERR(folio)) {
+			ret = PTR_ERR(folio);
+			break;
+		}
+
+		folio_unlock(folio);
+		folio_put(folio);
+		cond_resched();
+	}
+
+	filemap_invalidate_unlock_shared(mapping);
+	return ret;
+}
+
+void gmem_block_free(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	truncate_inode_pages_range(inode->i_mapping, (loff_t)start << PAGE_SHIFT,
+				   ((loff_t)end << PAGE_SHIFT) - 1);
+}

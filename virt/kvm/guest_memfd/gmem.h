@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * guest_memfd: guest memory that a file holds.
+ *
+ * Terms
+ *
+ *   file      What KVM_CREATE_GUEST_MEMFD returns: one VM's handle on memory.
+ *             It pins its VM; memslots do not pin it.
+ *   inode     The memory itself, with its size, creation flags and NUMA policy.
+ *   index     A page's position in the inode, in units of PAGE_SIZE (pgoff_t).
+ *   gfn, pfn  A page's position in the guest and in host physical memory.
+ *   order     log2 of a number of pages.
+ *   shared    The host may map and touch the page.
+ *   private   The host may do neither: the page is for the guest alone.  So far
+ *             all of an inode is one or the other, as INIT_SHARED said.
+ *   binding   A memslot's claim on a range of indices of one file.
+ *   populate  Give a page its initial content on behalf of the guest's launch.
+ *   invalidate  Remove pages from every guest page table that binds them, and
+ *             make guest faults in flight retry.
+ *
+ * Intervals are half-open, [start, end), unless an argument is called "last".
+ *
+ * Invariants
+ *
+ *   I1  A private page is in no user page table and has no reference but the
+ *       inode's own, and transient ones that never touch its content.
+ *   I2  A page is the guest's (RMP, HKID) from the moment the architecture's
+ *       hook succeeded until the reverse hook returned.  A page that returns
+ *       to the allocator is the host's.
+ *   I3  An operation that fails or is interrupted leaves content and ownership
+ *       of the whole range as they were.
+ *   I4  The guest maps no more than what is present, initialised and owned
+ *       alike: single pages so far.
+ *   I5  A page reads as zeroes the first time that anyone sees it, once, and
+ *       then keeps its content until somebody with the right to it writes it
+ *       or gives it up.  Core-mm never drops a page on its own.
+ *
+ * Locks, outermost first
+ *
+ *   kvm->slots_lock
+ *       Memslots of one VM, and with them slot->gmem.  Release of a file takes
+ *       it, so that no memslot changes while its bindings go.
+ *   mm->mmap_lock, or a VMA's lock
+ *       Held by the caller of the user fault handler.  Touch no user memory
+ *       under any of the locks below.
+ *   mapping->invalidate_lock
+ *       Exclusive: pages go away, content is populated, bindings change.
+ *       Shared: a page is looked up or allocated, on behalf of a user, of a
+ *       guest or of fallocate(), up to the point where the folio is locked.
+ *   folio lock
+ *       Presence and initialisation of one page.  The memory error handler
+ *       arrives with it held and so cannot take the locks above.
+ *   gmem_inode->bind_lock
+ *       The inode's files and their bindings.  A writer holds invalidate_lock
+ *       exclusively too, so that an invalidation, which can span other work
+ *       like truncation, ends in exactly the VMs that it began in.
+ *   kvm->mmu_lock
+ *
+ * Units, each below those that it uses
+ *
+ *   file.c      operations on the file: create, fallocate, release
+ *   mmap.c      user mappings        populate.c  initial content
+ *   pfn.c       guest page faults    poison.c    memory errors
+ *   bind.c      memslots, and who maps a range
+ *   block.c     physical memory
+ *   inode.c     the pseudo file system and the life of an inode
+ *
+ * The kselftests guest_memfd_contract_test and guest_memfd_poison_test hold the
+ * interface to what Documentation/virt/kvm/guest_memfd.rst says.
+ */
+#ifndef __KVM_GMEM_H
+#define __KVM_GMEM_H
+
+#include <linux/fs.h>
+#include <linux/kvm_host.h>
+#include <linux/mempolicy.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/pagemap.h>
+#include <linux/rbtree.h>
+
+/**
+ * struct gmem_inode - guest memory
+ * @vfs_inode: i_mapping holds the pages; i_size never changes
+ * @policy: NUMA policy by index; has a lock of its own
+ * @flags: GUEST_MEMFD_FLAG_*, constant
+ * @files: every &struct gmem_file of this memory, under @bind_lock
+ */
+struct gmem_inode {
+	struct inode vfs_inode;
+	struct shared_policy policy;
+	u64 flags;
+	/** @bind_lock: of @files and their bindings, see "Locks" */
+	struct mutex bind_lock;
+	struct list_head files;
+};
+
+/**
+ * struct gmem_file - one VM's handle on guest memory, file->private_data
+ * @kvm: the VM, pinned until release
+ * @bindings: kvm_memory_slot.gmem.node, keyed by index, under bind_lock
+ * @entry: in gmem_inode.files, under bind_lock
+ */
+struct gmem_file {
+	struct kvm *kvm;
+	struct rb_root_cached bindings;
+	struct list_head entry;
+};
+
+static inline struct gmem_inode *GMEM_I(const struct inode *inode)
+{
+	return container_of(inode, struct gmem_inode, vfs_inode);
+}
+
+/* Constant for the life of the inode: needs no lock. */
+static inline bool gmem_is_private(const struct inode *inode, pgoff_t index)
+{
+	return !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_INIT_SHARED);
+}
+
+static inline pgoff_t gmem_gfn_to_index(const struct kvm_memory_slot *slot,
+					gfn_t gfn)
+{
+	return gfn - slot->base_gfn + slot->gmem.pgoff;
+}
+
+/* inode.c */
+
+int gmem_inode_init(void);
+void gmem_inode_exit(void);
+
+/**
+ * gmem_inode_create() - Make guest memory, without a page yet
+ * @size: in bytes, positive and page-aligned
+ * @flags: GUEST_MEMFD_FLAG_*, checked by the caller
+ *
+ * Context: may sleep.
+ * Return: the inode, with one reference, or an ERR_PTR.
+ */
+struct inode *gmem_inode_create(loff_t size, u64 flags);
+
+/**
+ * gmem_inode_get_file() - Open guest memory
+ * @inode: loses one reference on success
+ * @fops: the file's operations; fops->owner is not pinned here
+ *
+ * Context: may sleep.
+ * Return: a file that is open for reading and writing, or an ERR_PTR.
+ */
+struct file *gmem_inode_get_file(struct inode *inode,
+				 const struct file_operations *fops);
+
+/* block.c */
+
+/**
+ * gmem_block_get_folio() - Look a page up, allocate it where it is absent
+ * @inode: the memory
+ * @index: the page, within i_size
+ *
+ * A page that is allocated has the NUMA policy of @index, is charged to the
+ * memory cgroup of the current task, and has no content yet: see
+ * gmem_block_init_folio().
+ *
+ * Context: caller holds invalidate_lock.  May sleep.
+ * Return: the folio, locked and with a reference, or ERR_PTR(-ENOMEM).
+ */
+struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index);
+
+/**
+ * gmem_block_init_folio() - Zero a page unless it has content already (I5)
+ * @folio: locked by the caller
+ */
+void gmem_block_init_folio(struct folio *folio);
+
+/**
+ * gmem_block_allocate() - Allocate what is absent in a range
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range, within i_size
+ *
+ * Context: takes invalidate_lock shared.  May sleep; a signal ends it.
+ * Return: 0, -EINTR or -ENOMEM.  Pages allocated before an error remain: they
+ *         hold no content, so the range still reads the same.
+ */
+int gmem_block_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
+
+/**
+ * gmem_block_free() - Give the pages of a range up, with their content
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ *
+ * Removes the pages from user page tables too.  A page that somebody has pinned
+ * leaves the inode all the same, and is freed with its last reference.
+ *
+ * Context: caller holds invalidate_lock exclusively and has invalidated the
+ *          range.  May sleep.
+ */
+void gmem_block_free(struct inode *inode, pgoff_t start, pgoff_t end);
+
+/* bind.c */
+
+/**
+ * gmem_bind_add_file() - Add a file to its inode
+ * @inode: the memory
+ * @f: without bindings yet
+ */
+void gmem_bind_add_file(struct inode *inode, struct gmem_file *f);
+
+/**
+ * gmem_bind_remove_file() - Remove a file, its bindings and its guest mappings
+ * @inode: the memory, which keeps its pages
+ * @f: at its last reference
+ *
+ * Context: takes slots_lock and invalidate_lock.
+ */
+void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f);
+
+/**
+ * gmem_bind_get_file() - Get the file that backs a memslot
+ * @slot: a memslot with KVM_MEM_GUEST_MEMFD
+ *
+ * Context: caller holds slots_lock or kvm->srcu, for @slot.
+ * Return: the file with a reference, or NULL if it is closed or being closed.
+ */
+struct file *gmem_bind_get_file(struct kvm_memory_slot *slot);
+
+/**
+ * gmem_invalidate_begin() - Remove a range from all guest page tables
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ *
+ * Guest faults on the range retry until gmem_invalidate_end().
+ *
+ * Context: caller holds invalidate_lock exclusively until gmem_invalidate_end()
+ *          of the same range has returned.  May sleep.
+ */
+void gmem_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end);
+void gmem_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end);
+
+/**
+ * gmem_invalidate_folio() - Begin and end, for a caller with the folio lock
+ * @inode: the memory
+ * @folio: locked by the caller, in @inode
+ *
+ * Context: caller holds the folio lock and not invalidate_lock.  May sleep.
+ */
+void gmem_invalidate_folio(struct inode *inode, struct folio *folio);
+
+/* file.c */
+
+bool gmem_is_file(const struct file *file);
+
+/* mmap.c */
+
+int gmem_mmap(struct file *file, struct vm_area_struct *vma);
+
+/* poison.c */
+
+int gmem_poison_folio(struct address_space *mapping, struct folio *folio);
+
+/* pfn.c */
+
+/**
+ * gmem_pfn_get_folio() - Look up, or allocate, the page behind a gfn
+ * @slot: the memslot
+ * @file: the file that backs @slot, with a reference
+ * @gfn: within @slot
+ *
+ * Context: caller holds invalidate_lock.  May sleep.
+ * Return: the folio, locked and with a reference, or an ERR_PTR: -EFAULT if
+ *         @file no longer backs @slot, -EHWPOISON for a memory error, or what
+ *         gmem_block_get_folio() returns.
+ */
+struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
+				 struct file *file, gfn_t gfn);
+
+/*
+ * Stand-ins for hooks that no configured architecture code has, so that callers
+ * need no #ifdef.
+ */
+#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT
+static inline int kvm_arch_gmem_make_private(struct kvm *kvm, gfn_t gfn,
+					     kvm_pfn_t pfn, kvm_pfn_t nr_pages)
+{
+	return 0;
+}
+#endif
+
+#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM
+static inline void kvm_arch_gmem_reclaim(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
+{
+}
+#endif
+
+#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_INVALIDATE
+static inline void kvm_arch_gmem_invalidate_range(struct kvm *kvm,
+						  struct kvm_gfn_range *range)
+{
+}
+#endif
+
+#endif /* __KVM_GMEM_H */

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd inodes: the pseudo file system and the life of an inode.
+ *
+ * Owns: the mount, the inode cache, what core-mm may do with the pages.
+ *
+ * The inodes are on no list of their super block, which keeps drop_caches and
+ * its like away, and are freed after an RCU grace period, which lets core-mm
+ * look at folio->mapping of a page that it has no reference to.
+ *
+ * gmem_inode_exit() runs when the last file is gone: each file pins the module.
+ */
+#include <linux/anon_inodes.h>
+#include <linux/file.h>
+#include <linux/fs_context.h>
+#include <linux/magic.h>
+#include <linux/mount.h>
+#include <linux/pseudo_fs.h>
+
+#include "gmem.h"
+
+/* As seen in /proc/PID/maps and /proc/PID/fd. */
+#define GMEM_NAME "[kvm-gmem]"
+
+static struct kmem_cache *gmem_inode_cache;
+static struct vfsmount *gmem_mount;
+
+/* Pages stay where they are: architectures hold them by physical address. */
+static int gmem_migrate_folio(struct address_space *mapping, struct folio *dst,
+			      struct folio *src, enum migrate_mode mode)
+{
+	return -EINVAL;
+}
+
+/*
+ * Refuse to let go of a page that is marked clean.  That says nothing about its
+ * content, of which there is no copy elsewhere.  Evicting one, as core-mm tries
+ * when a user fault meets a memory error, replaces it by zeroes, and the error
+ * is never reported (I5).
+ */
+static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
+{
+	return false;
+}
+
+/* Called for each page that leaves the inode, whoever still refers to it. */
+static void gmem_free_folio(struct folio *folio)
+{
+	kvm_arch_gmem_reclaim(folio_pfn(folio), folio_nr_pages(folio));
+}
+
+static const struct address_space_operations gmem_aops = {
+	.dirty_folio		= noop_dirty_folio,
+	.migrate_folio		= gmem_migrate_folio,
+	.release_folio		= gmem_release_folio,
+	.error_remove_folio	= gmem_poison_folio,
+	.free_folio		= IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM) ?
+				  gmem_free_folio : NULL,
+};
+
+/* Size, mode and owner are as they were created. */
+static int gmem_setattr(struct mnt_idmap *idmap, struct dentry *dentry,
+			struct iattr *attr)
+{
+	return -EINVAL;
+}
+
+static const struct inode_operations gmem_iops = {
+	.setattr = gmem_setattr,
+};
+
+struct inode *gmem_inode_create(loff_t size, u64 flags)
+{
+	struct address_space *mapping;
+	struct inode *inode;
+
+	inode = anon_inode_make_secure_inode(gmem_mount->mnt_sb, GMEM_NAME, NULL);
+	if (IS_ERR(inode))
+		return inode;
+
+	GMEM_I(inode)->flags = flags;
+	inode->i_mode |= S_IFREG;
+	inode->i_size = size;
+	inode->i_op = &gmem_iops;
+
+	mapping = inode->i_mapping;
+	mapping->a_ops = &gmem_aops;
+	/* Not movable: see gmem_migrate_folio(). */
+	mapping_set_gfp_mask(mapping, GFP_HIGHUSER);
+	/* The host may not read private pages, not even to clear part of one. */
+	mapping_set_inaccessible(mapping);
+	mapping_set_release_always(mapping);
+	return inode;
+}
+
+struct file *gmem_inode_get_file(struct inode *inode,
+				 const struct file_operations *fops)
+{
+	return alloc_file_pseudo(inode, gmem_mount, GMEM_NAME,
+				 O_RDWR | O_LARGEFILE, fops);
+}
+
+static struct inode *gmem_alloc_inode(struct super_block *sb)
+{
+	struct gmem_inode *gi = alloc_inode_sb(sb, gmem_inode_cache, GFP_KERNEL);
+
+	if (!gi)
+		return NULL;
+
+	gi->flags = 0;
+	mpol_shared_policy_init(&gi->policy, NULL);
+	return &gi->vfs_inode;
+}
+
+static void gmem_destroy_inode(struct inode *inode)
+{
+	mpol_free_shared_policy(&GMEM_I(inode)->policy);
+}
+
+static void gmem_free_inode(struct inode *inode)
+{
+	kmem_cache_free(gmem_inode_cache, GMEM_I(inode));
+}
+
+static const struct super_operations gmem_sops = {
+	.alloc_inode	= gmem_alloc_inode,
+	.destroy_inode	= gmem_destroy_inode,
+	.free_inode	= gmem_free_inode,
+	.statfs		= simple_statfs,
+};
+
+static int gmem_init_fs_context(struct fs_context *fc)
+{
+	struct pseudo_fs_context *ctx = init_pseudo(fc, GUEST_MEMFD_MAGIC);
+
+	if (!ctx)
+		return -ENOMEM;
+
+	ctx->ops = &gmem_sops;
+	return 0;
+}
+
+static struct file_system_type gmem_fs_type = {
+	.name			= "guest_memfd",
+	.init_fs_context	= gmem_init_fs_context,
+	.kill_sb		= kill_anon_super,
+};
+
+/* Set up what survives from one use of the object to the next. */
+static void gmem_construct_inode(void *object)
+{
+	struct gmem_inode *gi = object;
+
+	inode_init_once(&gi->vfs_inode);
+	mutex_init(&gi->bind_lock);
+	INIT_LIST_HEAD(&gi->files);
+}
+
+int gmem_inode_init(void)
+{
+	struct kmem_cache_args args = { .ctor = gmem_construct_inode };
+	int ret;
+
+	gmem_inode_cache = kmem_cache_create("kvm_gmem_inode_cache",
+					     sizeof(struct gmem_inode), &args,
+					     SLAB_ACCOUNT);
+	if (!gmem_inode_cache)
+		return -ENOMEM;
+
+	gmem_mount = kern_mount(&gmem_fs_type);
+	if (IS_ERR(gmem_mount)) {
+		ret = PTR_ERR(gmem_mount);
+		goto err_cache;
+	}
+
+	gmem_mount->mnt_flags |= MNT_NOEXEC;
+	return 0;
+
+err_cache:
+	kmem_cache_destroy(gmem_inode_cache);
+	return ret;
+}
+
+void gmem_inode_exit(void)
+{
+	kern_unmount(gmem_mount);
+	/* Inodes are freed by RCU; the cache must outlive the last of them. */
+	rcu_barrier();
+	kmem_cache_destroy(gmem_inode_cache);
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd pfns: what guest page faults ask.
+ *
+ * The answer is good until the next invalidation.  Callers sample
+ * kvm->mmu_invalidate_seq before they ask, and check under mmu_lock before they
+ * map: whatever changes the answer invalidates first.
+ */
+#include <linux/cleanup.h>
+#include <linux/file.h>
+
+#include "gmem.h"
+
+struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
+				 struct file *file, gfn_t gfn)
+{
+	struct folio *folio;
+
+	/* The memslot was unbound, and maybe bound anew, since @file was got. */
+	if (READ_ONCE(slot->gmem.file) != file)
+		return ERR_PTR(-EFAULT);
+
+	folio = gmem_block_get_folio(file_inode(file), gmem_gfn_to_index(slot, gfn));
+	if (IS_ERR(folio) || !folio_test_hwpoison(folio))
+		return folio;
+
+	folio_unlock(folio);
+	folio_put(folio);
+	return ERR_PTR(-EHWPOISON);
+}
+
+/* Return what the guest may map: initialised, and the guest's own if private. */
+static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
+					 struct kvm_memory_slot *slot,
+					 struct file *file, gfn_t gfn)
+{
+	struct folio *folio;
+	int ret;
+
+	folio = gmem_pfn_get_folio(slot, file, gfn);
+	if (IS_ERR(folio))
+		return folio;
+
+	gmem_block_init_folio(folio);
+
+	if (gmem_is_private(file_inode(file), gmem_gfn_to_index(slot, gfn))) {
+		ret = kvm_arch_gmem_make_private(kvm, gfn, folio_pfn(folio), 1);
+		if (ret) {
+			folio_unlock(folio);
+			folio_put(folio);
+			return ERR_PTR(ret);
+		}
+	}
+
+	folio_unlock(folio);
+	return folio;
+}
+
+int kvm_gmem_get_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
+		     gfn_t gfn, kvm_pfn_t *pfn, struct page **page,
+		     int *max_order)
+{
+	struct folio *folio;
+
+	struct file *file __free(fput) = gmem_bind_get_file(slot);
+	if (!file)
+		return -EFAULT;
+
+	/* Keep the page from going away, or changing hands, meanwhile. */
+	filemap_invalidate_lock_shared(file->f_mapping);
+	folio = gmem_pfn_make_folio(kvm, slot, file, gfn);
+	filemap_invalidate_unlock_shared(file->f_mapping);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+
+	*pfn = folio_pfn(folio);
+	*page = &folio->page;
+	if (max_order)
+		*max_order = 0;
+	return 0;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_get_pfn);

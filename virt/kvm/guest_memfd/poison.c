@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd memory errors.
+ *
+ * A page with an error stays where it is: what to do about it is the VMM's
+ * decision.  The guest's next access ends in -EHWPOISON, the host's in SIGBUS,
+ * and punching a hole replaces the page.
+ */
+#include "gmem.h"
+
+/*
+ * Called by memory_failure() with the folio locked, marked as poisoned, and
+ * gone from user page tables.  Remove it from the guests' as well.  A guest
+ * fault in flight either sees the mark, for it looks under the folio lock, or
+ * looked before and retries because of the invalidation.
+ */
+int gmem_poison_folio(struct address_space *mapping, struct folio *folio)
+{
+	gmem_invalidate_folio(mapping->host, folio);
+	return MF_DELAYED;
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd populate: the initial content of a confidential guest.
+ *
+ * One page at a time: get the source page, with no lock that a user fault may
+ * want; then lock the destination against everybody, and let the architecture
+ * copy, encrypt and measure.
+ */
+#include <linux/cleanup.h>
+#include <linux/file.h>
+#include <linux/sched/signal.h>
+
+#include "gmem.h"
+
+static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
+			      struct file *file, gfn_t gfn, struct page *src,
+			      kvm_gmem_populate_cb post_populate, void *opaque)
+{
+	struct folio *folio;
+	int ret;
+
+	/* Ask before a page is allocated: failure must change nothing. */
+	if (!kvm_range_has_memory_attributes(kvm, gfn, gfn + 1,
+					     KVM_MEMORY_ATTRIBUTE_PRIVATE,
+					     KVM_MEMORY_ATTRIBUTE_PRIVATE))
+		return -EINVAL;
+
+	folio = gmem_pfn_get_folio(slot, file, gfn);
+	if (IS_ERR(folio))
+		return PTR_ERR(folio);
+
+	/* invalidate_lock keeps the page; the hook may sleep for long. */
+	folio_unlock(folio);
+
+	ret = post_populate(kvm, gfn, folio_pfn(folio), src, opaque);
+	if (!ret)
+		folio_mark_uptodate(folio);
+
+	folio_put(folio);
+	return ret;
+}
+
+/* Get one page of the source, writable if the hook reports back through it. */
+static struct page *gmem_populate_source(void __user *src, bool writable)
+{
+	struct page *page;
+	int ret;
+
+	ret = get_user_pages_fast((unsigned long)src, 1,
+				  writable ? FOLL_WRITE : 0, &page);
+	if (ret == 1)
+		return page;
+
+	return ERR_PTR(ret ?: -ENOMEM);
+}
+
+long kvm_gmem_populate(struct kvm *kvm, gfn_t start_gfn, void __user *src,
+		       long npages, bool may_writeback_src,
+		       kvm_gmem_populate_cb post_populate, void *opaque)
+{
+	struct page *page = NULL;
+	struct kvm_memory_slot *slot;
+	long done;
+	int ret = 0;
+
+	lockdep_assert_held(&kvm->slots_lock);
+
+	if (WARN_ON_ONCE(npages <= 0 || !PAGE_ALIGNED(src)))
+		return -EINVAL;
+
+	slot = gfn_to_memslot(kvm, start_gfn);
+	if (!kvm_slot_has_gmem(slot))
+		return -EINVAL;
+
+	struct file *file __free(fput) = gmem_bind_get_file(slot);
+	if (!file)
+		return -EFAULT;
+
+	npages = min_t(gfn_t, npages, slot->base_gfn + slot->npages - start_gfn);
+
+	for (done = 0; done < npages; done++) {
+		if (signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
+
+		if (src) {
+			page = gmem_populate_source(src + done * PAGE_SIZE,
+						    may_writeback_src);
+			if (IS_ERR(page)) {
+				ret = PTR_ERR(page);
+				break;
+			}
+		}
+
+		filemap_invalidate_lock(file->f_mapping);
+		ret = gmem_populate_page(kvm, slot, file, start_gfn + done, page,
+					 post_populate, opaque);
+		filemap_invalidate_unlock(file->f_mapping);
+
+		if (page)
+			put_page(page);
+		if (ret)
+			break;
+	}
+
+	return done ?: ret;
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_populate);
