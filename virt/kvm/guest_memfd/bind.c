@@ -96,7 +96,7 @@ static enum kvm_gfn_range_filter gmem_filter(struct inode *inode)
 	return gmem_is_private(inode, 0) ? KVM_FILTER_PRIVATE : KVM_FILTER_SHARED;
 }
 
-void gmem_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
+void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
 	struct gmem_file *f;
@@ -108,7 +108,7 @@ void gmem_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
 		gmem_file_invalidate_begin(f, start, end, gmem_filter(inode));
 }
 
-void gmem_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
+void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
 	struct gmem_file *f;
@@ -120,7 +120,7 @@ void gmem_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
 		gmem_file_invalidate_end(f, start, end);
 }
 
-void gmem_invalidate_folio(struct inode *inode, struct folio *folio)
+void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio)
 {
 	pgoff_t start = folio->index, end = folio_next_index(folio);
 	struct gmem_inode *gi = GMEM_I(inode);
@@ -148,10 +148,12 @@ void gmem_bind_add_file(struct inode *inode, struct gmem_file *f)
 	filemap_invalidate_unlock(inode->i_mapping);
 }
 
-void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
+bool gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 {
+	struct gmem_inode *gi = GMEM_I(inode);
 	struct interval_tree_node *node;
 	struct kvm_memory_slot *slot;
+	bool last;
 
 	/*
 	 * Keep memslots from being freed while they are dereferenced below.  No
@@ -161,7 +163,7 @@ void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 	 */
 	mutex_lock(&f->kvm->slots_lock);
 	filemap_invalidate_lock(inode->i_mapping);
-	mutex_lock(&GMEM_I(inode)->bind_lock);
+	mutex_lock(&gi->bind_lock);
 
 	gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode));
 	gmem_file_invalidate_end(f, 0, ULONG_MAX);
@@ -172,10 +174,12 @@ void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 		WRITE_ONCE(slot->gmem.file, NULL);
 	}
 	list_del(&f->entry);
+	last = list_empty(&gi->files);
 
-	mutex_unlock(&GMEM_I(inode)->bind_lock);
+	mutex_unlock(&gi->bind_lock);
 	filemap_invalidate_unlock(inode->i_mapping);
 	mutex_unlock(&f->kvm->slots_lock);
+	return last;
 }
 
 struct file *gmem_bind_get_file(struct kvm_memory_slot *slot)
@@ -191,11 +195,15 @@ int kvm_gmem_prepare_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot
 	struct gmem_file *f;
 	struct file *file;
 
+	/* An index is a difference of gfns, and an offset one of addresses. */
+	BUILD_BUG_ON(sizeof(gfn_t) != sizeof(pgoff_t));
+	BUILD_BUG_ON(sizeof(gpa_t) != sizeof(uoff_t));
+
 	file = fget(fd);
 	if (!file)
 		return -EBADF;
 
-	if (!gmem_is_file(file))
+	if (!gmem_inode_is_gmem(file_inode(file)))
 		goto err_put;
 
 	f = file->private_data;

@@ -6,8 +6,10 @@
  * is a single page so far: an order-0 folio of the page cache.
  *
  * B1  A page is up to date if and only if it has content: zeroes, or what a
- *     user, a guest or populate wrote.  Nobody maps a page that is not.
- * B2  Pages enter under invalidate_lock shared, and leave under it exclusive.
+ *     user, a guest or populate wrote.  Nobody maps a page that is not, but for
+ *     the architecture while it populates it.
+ * B2  Pages enter under invalidate_lock in either mode, and leave under it
+ *     exclusive.
  *
  * Allocation can fail; freeing cannot.
  */
@@ -38,7 +40,7 @@ struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index)
 
 void gmem_block_init_folio(struct folio *folio)
 {
-	if (folio_test_uptodate(folio))
+	if (folio_test_uptodate(folio) || folio_test_hwpoison(folio))
 		return;
 
 	clear_highpage(&folio->page);
@@ -79,6 +81,11 @@ void gmem_block_free(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
+	/*
+	 * Truncation removes pages from user page tables, but not the markers
+	 * that a memory error has left there in place of a page.
+	 */
+	unmap_mapping_pages(inode->i_mapping, start, end - start, true);
 	truncate_inode_pages_range(inode->i_mapping, (loff_t)start << PAGE_SHIFT,
 				   ((loff_t)end << PAGE_SHIFT) - 1);
 }

@@ -4,9 +4,9 @@
  *
  * Owns: struct gmem_file, from creation to release.
  *
- * A file pins the VM and the module; an inode pins neither, but lives no longer
- * than its files and their mappings, which refer to files.  There is no read,
- * no write and no other way to open the inode a second time: i_fop is not set.
+ * A file pins the VM and the module; mappings pin the file; with the last file
+ * the memory goes.  There is no read, no write, and no way to open the inode a
+ * second time, for i_fop is not set.
  */
 #include <linux/file.h>
 #include <linux/slab.h>
@@ -16,26 +16,25 @@
 #include "gmem.h"
 #include "../guest_memfd.h"
 
-static int gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
+static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct address_space *mapping = inode->i_mapping;
 
 	filemap_invalidate_lock(mapping);
 
 	/* Let no guest use a page that belongs to somebody else already. */
-	gmem_invalidate_begin(inode, start, end);
+	gmem_bind_invalidate_begin(inode, start, end);
 	gmem_block_free(inode, start, end);
-	gmem_invalidate_end(inode, start, end);
+	gmem_bind_invalidate_end(inode, start, end);
 
 	filemap_invalidate_unlock(mapping);
-	return 0;
 }
 
 static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
 {
 	struct inode *inode = file_inode(file);
 	loff_t end = offset + len;
-	int ret;
+	int ret = 0;
 
 	/* The size is fixed, so KEEP_SIZE must be there for the sake of honesty. */
 	if (mode != FALLOC_FL_KEEP_SIZE &&
@@ -46,7 +45,7 @@ static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t le
 		return -EINVAL;
 
 	if (mode & FALLOC_FL_PUNCH_HOLE)
-		ret = gmem_punch_hole(inode, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
+		gmem_punch_hole(inode, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
 	else if (end > i_size_read(inode))
 		ret = -EINVAL;
 	else
@@ -63,18 +62,19 @@ static int gmem_release(struct inode *inode, struct file *file)
 {
 	struct gmem_file *f = file->private_data;
 
-	gmem_bind_remove_file(inode, f);
+	/* Free while the module is pinned: reclaim by the architecture is in it. */
+	if (gmem_bind_remove_file(inode, f)) {
+		filemap_invalidate_lock(inode->i_mapping);
+		gmem_block_free(inode, 0, i_size_read(inode) >> PAGE_SHIFT);
+		filemap_invalidate_unlock(inode->i_mapping);
+	}
+
 	kvm_put_kvm(f->kvm);
 	kfree(f);
 	return 0;
 }
 
 static const struct file_operations *gmem_fops;
-
-bool gmem_is_file(const struct file *file)
-{
-	return file->f_op == gmem_fops;
-}
 
 /* Every VM can have memory that starts shared, unless its architecture objects. */
 bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
@@ -104,7 +104,7 @@ static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
 		goto err_fops;
 	}
 
-	file = gmem_inode_get_file(inode, gmem_fops);
+	file = gmem_inode_open(inode, gmem_fops);
 	if (IS_ERR(file))
 		goto err_inode;
 
@@ -155,9 +155,8 @@ int kvm_gmem_init(struct module *module)
 	/* The owner is the vendor module, which is not known any earlier. */
 	const struct file_operations fops = {
 		.owner		= module,
-		.open		= generic_file_open,
 		.release	= gmem_release,
-		.mmap		= gmem_mmap,
+		.mmap		= gmem_mmap_file,
 		.fallocate	= gmem_fallocate,
 	};
 	int ret;

@@ -10,12 +10,12 @@
  *   index     A page's position in the inode, in units of PAGE_SIZE (pgoff_t).
  *   gfn, pfn  A page's position in the guest and in host physical memory.
  *   order     log2 of a number of pages.
- *   shared    The host may map and touch the page.
+ *   shared    The host may touch the page, and map it if the file has MMAP.
  *   private   The host may do neither: the page is for the guest alone.  So far
  *             all of an inode is one or the other, as INIT_SHARED said.
  *   binding   A memslot's claim on a range of indices of one file.
  *   populate  Give a page its initial content on behalf of the guest's launch.
- *   invalidate  Remove pages from every guest page table that binds them, and
+ *   invalidate  Remove pages from every guest page table that maps them, and
  *             make guest faults in flight retry.
  *
  * Intervals are half-open, [start, end), unless an argument is called "last".
@@ -28,25 +28,29 @@
  *       hook succeeded until the reverse hook returned.  A page that returns
  *       to the allocator is the host's.
  *   I3  An operation that fails or is interrupted leaves content and ownership
- *       of the whole range as they were.
+ *       as they were; fallocate() and populate may have got part of the way, and
+ *       populate says how far.
  *   I4  The guest maps no more than what is present, initialised and owned
  *       alike: single pages so far.
- *   I5  A page reads as zeroes the first time that anyone sees it, once, and
- *       then keeps its content until somebody with the right to it writes it
- *       or gives it up.  Core-mm never drops a page on its own.
+ *   I5  Unless it was populated, a page reads as zeroes the first time that
+ *       anyone sees it.  It keeps its content until somebody with the right to
+ *       it writes it or gives it up.  Core-mm never drops a page on its own.
  *
  * Locks, outermost first
  *
- *   kvm->slots_lock
+ *   kvm->slots_lock, kvm->slots_arch_lock
  *       Memslots of one VM, and with them slot->gmem.  Release of a file takes
- *       it, so that no memslot changes while its bindings go.
- *   mm->mmap_lock, or a VMA's lock
+ *       slots_lock, so that no memslot changes while its bindings go.
+ *   kvm->srcu
+ *       Guest faults hold it while they wait for the locks below: never wait
+ *       for its readers under any of them.
+ *   mm->mmap_lock
  *       Held by the caller of the user fault handler.  Touch no user memory
  *       under any of the locks below.
  *   mapping->invalidate_lock
  *       Exclusive: pages go away, content is populated, bindings change.
  *       Shared: a page is looked up or allocated, on behalf of a user, of a
- *       guest or of fallocate(), up to the point where the folio is locked.
+ *       guest or of fallocate(), and made the guest's own.
  *   folio lock
  *       Presence and initialisation of one page.  The memory error handler
  *       arrives with it held and so cannot take the locks above.
@@ -56,7 +60,7 @@
  *       like truncation, ends in exactly the VMs that it began in.
  *   kvm->mmu_lock
  *
- * Units, each below those that it uses
+ * Units, each above those that it uses
  *
  *   file.c      operations on the file: create, fallocate, release
  *   mmap.c      user mappings        populate.c  initial content
@@ -65,8 +69,11 @@
  *   block.c     physical memory
  *   inode.c     the pseudo file system and the life of an inode
  *
- * The kselftests guest_memfd_contract_test and guest_memfd_poison_test hold the
- * interface to what Documentation/virt/kvm/guest_memfd.rst says.
+ * Only the table of what core-mm may do, in inode.c, names functions from above.
+ *
+ * The KVM selftests guest_memfd_contract_test, guest_memfd_bind_test and
+ * guest_memfd_poison_test hold the interface to what
+ * Documentation/virt/kvm/guest_memfd.rst says.
  */
 #ifndef __KVM_GMEM_H
 #define __KVM_GMEM_H
@@ -126,8 +133,16 @@ static inline pgoff_t gmem_gfn_to_index(const struct kvm_memory_slot *slot,
 
 /* inode.c */
 
+/**
+ * gmem_inode_init() - Set up for gmem_inode_create(), until gmem_inode_exit()
+ *
+ * Return: 0 or -ENOMEM.
+ */
 int gmem_inode_init(void);
 void gmem_inode_exit(void);
+
+/* Is it guest memory?  Then the private_data of its files is a gmem_file. */
+bool gmem_inode_is_gmem(const struct inode *inode);
 
 /**
  * gmem_inode_create() - Make guest memory, without a page yet
@@ -140,15 +155,15 @@ void gmem_inode_exit(void);
 struct inode *gmem_inode_create(loff_t size, u64 flags);
 
 /**
- * gmem_inode_get_file() - Open guest memory
+ * gmem_inode_open() - Open guest memory
  * @inode: loses one reference on success
  * @fops: the file's operations; fops->owner is not pinned here
  *
  * Context: may sleep.
  * Return: a file that is open for reading and writing, or an ERR_PTR.
  */
-struct file *gmem_inode_get_file(struct inode *inode,
-				 const struct file_operations *fops);
+struct file *gmem_inode_open(struct inode *inode,
+			     const struct file_operations *fops);
 
 /* block.c */
 
@@ -162,13 +177,15 @@ struct file *gmem_inode_get_file(struct inode *inode,
  * gmem_block_init_folio().
  *
  * Context: caller holds invalidate_lock.  May sleep.
- * Return: the folio, locked and with a reference, or ERR_PTR(-ENOMEM).
+ * Return: the folio, locked and with a reference, or an ERR_PTR, mostly -ENOMEM.
  */
 struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index);
 
 /**
  * gmem_block_init_folio() - Zero a page unless it has content already (I5)
- * @folio: locked by the caller
+ * @folio: locked by the caller; left alone if it has a memory error
+ *
+ * Context: caller holds the folio lock.  Does not sleep.
  */
 void gmem_block_init_folio(struct folio *folio);
 
@@ -204,6 +221,8 @@ void gmem_block_free(struct inode *inode, pgoff_t start, pgoff_t end);
  * gmem_bind_add_file() - Add a file to its inode
  * @inode: the memory
  * @f: without bindings yet
+ *
+ * Context: takes invalidate_lock.
  */
 void gmem_bind_add_file(struct inode *inode, struct gmem_file *f);
 
@@ -213,8 +232,9 @@ void gmem_bind_add_file(struct inode *inode, struct gmem_file *f);
  * @f: at its last reference
  *
  * Context: takes slots_lock and invalidate_lock.
+ * Return: whether it was the last file of @inode.
  */
-void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f);
+bool gmem_bind_remove_file(struct inode *inode, struct gmem_file *f);
 
 /**
  * gmem_bind_get_file() - Get the file that backs a memslot
@@ -226,37 +246,33 @@ void gmem_bind_remove_file(struct inode *inode, struct gmem_file *f);
 struct file *gmem_bind_get_file(struct kvm_memory_slot *slot);
 
 /**
- * gmem_invalidate_begin() - Remove a range from all guest page tables
+ * gmem_bind_invalidate_begin() - Remove a range from all guest page tables
  * @inode: the memory
  * @start: first index
  * @end: first index behind the range
  *
- * Guest faults on the range retry until gmem_invalidate_end().
+ * Guest faults on the range retry until gmem_bind_invalidate_end().
  *
- * Context: caller holds invalidate_lock exclusively until gmem_invalidate_end()
- *          of the same range has returned.  May sleep.
+ * Context: caller holds invalidate_lock exclusively until
+ *          gmem_bind_invalidate_end() of the same range has returned.  May sleep.
  */
-void gmem_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end);
-void gmem_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end);
+void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end);
+void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end);
 
 /**
- * gmem_invalidate_folio() - Begin and end, for a caller with the folio lock
+ * gmem_bind_invalidate_folio() - Begin and end, for a caller with the folio lock
  * @inode: the memory
  * @folio: locked by the caller, in @inode
  *
  * Context: caller holds the folio lock and not invalidate_lock.  May sleep.
  */
-void gmem_invalidate_folio(struct inode *inode, struct folio *folio);
+void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio);
 
-/* file.c */
+/* mmap.c: ->mmap() */
 
-bool gmem_is_file(const struct file *file);
+int gmem_mmap_file(struct file *file, struct vm_area_struct *vma);
 
-/* mmap.c */
-
-int gmem_mmap(struct file *file, struct vm_area_struct *vma);
-
-/* poison.c */
+/* poison.c: ->error_remove_folio(), with the folio locked */
 
 int gmem_poison_folio(struct address_space *mapping, struct folio *folio);
 
@@ -268,10 +284,10 @@ int gmem_poison_folio(struct address_space *mapping, struct folio *folio);
  * @file: the file that backs @slot, with a reference
  * @gfn: within @slot
  *
- * Context: caller holds invalidate_lock.  May sleep.
- * Return: the folio, locked and with a reference, or an ERR_PTR: -EFAULT if
- *         @file no longer backs @slot, -EHWPOISON for a memory error, or what
- *         gmem_block_get_folio() returns.
+ * Context: caller holds invalidate_lock, and slots_lock or kvm->srcu for @slot.
+ *          May sleep.
+ * Return: the folio, locked and with a reference, or an ERR_PTR: -EHWPOISON for
+ *         a memory error, or what gmem_block_get_folio() returns.
  */
 struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 				 struct file *file, gfn_t gfn);

@@ -8,7 +8,9 @@
  * its like away, and are freed after an RCU grace period, which lets core-mm
  * look at folio->mapping of a page that it has no reference to.
  *
- * gmem_inode_exit() runs when the last file is gone: each file pins the module.
+ * A file pins the module, an inode does not.  Release of the last file therefore
+ * takes the pages along: an inode that outlives it, for as long as __fput() needs
+ * to drop it, has none.
  */
 #include <linux/anon_inodes.h>
 #include <linux/file.h>
@@ -34,9 +36,9 @@ static int gmem_migrate_folio(struct address_space *mapping, struct folio *dst,
 
 /*
  * Refuse to let go of a page that is marked clean.  That says nothing about its
- * content, of which there is no copy elsewhere.  Evicting one, as core-mm tries
- * when a user fault meets a memory error, replaces it by zeroes, and the error
- * is never reported (I5).
+ * content, of which there is no copy elsewhere (I5).  Core-mm tries when a user
+ * fault meets a memory error, which is then never reported, and to take a page
+ * offline softly, which a guest may be using.
  */
 static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
 {
@@ -54,8 +56,8 @@ static const struct address_space_operations gmem_aops = {
 	.migrate_folio		= gmem_migrate_folio,
 	.release_folio		= gmem_release_folio,
 	.error_remove_folio	= gmem_poison_folio,
-	.free_folio		= IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM) ?
-				  gmem_free_folio : NULL,
+	.free_folio		= PTR_IF(IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM),
+					 gmem_free_folio),
 };
 
 /* Size, mode and owner are as they were created. */
@@ -93,8 +95,13 @@ struct inode *gmem_inode_create(loff_t size, u64 flags)
 	return inode;
 }
 
-struct file *gmem_inode_get_file(struct inode *inode,
-				 const struct file_operations *fops)
+bool gmem_inode_is_gmem(const struct inode *inode)
+{
+	return inode->i_sb == gmem_mount->mnt_sb;
+}
+
+struct file *gmem_inode_open(struct inode *inode,
+			     const struct file_operations *fops)
 {
 	return alloc_file_pseudo(inode, gmem_mount, GMEM_NAME,
 				 O_RDWR | O_LARGEFILE, fops);

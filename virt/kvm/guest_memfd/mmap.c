@@ -75,7 +75,7 @@ static const struct vm_operations_struct gmem_vm_ops = {
 #endif
 };
 
-int gmem_mmap(struct file *file, struct vm_area_struct *vma)
+int gmem_mmap_file(struct file *file, struct vm_area_struct *vma)
 {
 	if (!(GMEM_I(file_inode(file))->flags & GUEST_MEMFD_FLAG_MMAP))
 		return -ENODEV;

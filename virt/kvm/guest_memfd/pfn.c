@@ -4,7 +4,8 @@
  *
  * The answer is good until the next invalidation.  Callers sample
  * kvm->mmu_invalidate_seq before they ask, and check under mmu_lock before they
- * map: whatever changes the answer invalidates first.
+ * map.  Whatever changes the answer invalidates first; a memory error does so
+ * after it has marked the page, and the mark is looked at here.
  */
 #include <linux/cleanup.h>
 #include <linux/file.h>
@@ -15,10 +16,6 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 				 struct file *file, gfn_t gfn)
 {
 	struct folio *folio;
-
-	/* The memslot was unbound, and maybe bound anew, since @file was got. */
-	if (READ_ONCE(slot->gmem.file) != file)
-		return ERR_PTR(-EFAULT);
 
 	folio = gmem_block_get_folio(file_inode(file), gmem_gfn_to_index(slot, gfn));
 	if (IS_ERR(folio) || !folio_test_hwpoison(folio))

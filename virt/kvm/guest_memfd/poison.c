@@ -3,8 +3,8 @@
  * guest_memfd memory errors.
  *
  * A page with an error stays where it is: what to do about it is the VMM's
- * decision.  The guest's next access ends in -EHWPOISON, the host's in SIGBUS,
- * and punching a hole replaces the page.
+ * decision.  Each access of the guest's ends in -EHWPOISON, each of the host's
+ * in SIGBUS, until the page is given up; the next access gets a new one.
  */
 #include "gmem.h"
 
@@ -16,6 +16,6 @@
  */
 int gmem_poison_folio(struct address_space *mapping, struct folio *folio)
 {
-	gmem_invalidate_folio(mapping->host, folio);
+	gmem_bind_invalidate_folio(mapping->host, folio);
 	return MF_DELAYED;
 }

@@ -19,7 +19,7 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	struct folio *folio;
 	int ret;
 
-	/* Ask before a page is allocated: failure must change nothing. */
+	/* Ask before a page is allocated in vain. */
 	if (!kvm_range_has_memory_attributes(kvm, gfn, gfn + 1,
 					     KVM_MEMORY_ATTRIBUTE_PRIVATE,
 					     KVM_MEMORY_ATTRIBUTE_PRIVATE))

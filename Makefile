@@ -1,0 +1,73 @@
+# make help says what there is.  Each target calls a script of harness/.
+
+ARCH ?= x86_64
+CONFIG ?= small
+$(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
+$(if $(filter-out small debug,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small and debug))
+
+.PHONY: help deps tree export kernel shell demo check lint clean distclean
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^#@ \{0,1\}//p' Makefile
+
+#@ make TARGET [VARIABLE=VALUE ...]        (times: 2 cores, measured)
+#@
+#@   demo       boot our kernel, and watch a small VMM use it
+#@              (11 min on a fresh machine, later 1 min)
+#@   check      run every test; ends with "N passed, N failed, N skipped"
+#@              (30 min cold, 15 min with a warm compiler cache)
+#@
+#@   deps       install what is missing, through the package manager (1 min)
+#@   tree       build/linux: the base kernel and the series as git commits
+#@              (1 min; 1 s when nothing has changed)
+#@   export     commits in build/linux back to patches/ and the overlay
+#@   kernel     build the kernel, its modules and headers (5 min; with a warm
+#@              compiler cache 1 min; nothing to do 5 s)
+#@   shell      boot it into a prompt, tests on board
+#@   lint       checkpatch and other checks of the series
+#@   clean      remove what was built, keep build/linux and the download
+#@   distclean  remove build/ with all that is in it
+#@
+#@   ARCH=x86_64|arm64     for kernel, shell, demo          [x86_64]
+#@   CONFIG=small|debug    for kernel, shell                [small]
+#@   SUITES="series x86 arm64"  for check                   [all that exist]
+#@   BOOT=npt0             for check: only boots of that name
+#@   BASE_TREE=PATH        for all: a git tree or tarball of Linux 7.3 instead
+#@                         of the package that BASE names
+#@   JOBS=N                for all: compilers at once       [number of cores]
+#@   QEMU=PROGRAM          for demo, check, shell: another emulator
+
+deps:
+	@harness/deps
+
+tree: deps
+	@harness/tree
+
+export:
+	@harness/export
+
+kernel: tree
+	@harness/kernel "$(ARCH)" "$(CONFIG)"
+
+shell: tree
+	@harness/shell "$(ARCH)" "$(CONFIG)"
+
+demo: tree
+	@harness/demo "$(ARCH)"
+
+check: tree
+	@harness/check
+
+lint: tree
+	@harness/lint
+
+clean:
+	@harness/clean
+
+distclean:
+	@harness/clean all
+
+Makefile: ;
+.DEFAULT:
+	@echo "error: no target $@; make help lists them" >&2; exit 2

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the guest_memfd tests share: checking errors, catching SIGBUS, asking
+ * which pages of a file are present, and a guest that reads and writes what
+ * the host tells it to.
+ *
+ * For use in kselftest_harness tests only.  TEST_ASSERT() is for the setup:
+ * it turns a failure with errno == EACCES into a skip.  What a test is about
+ * goes through EXPECT_*() and ASSERT_*().
+ */
+#ifndef SELFTEST_KVM_GUEST_MEMFD_UTIL_H
+#define SELFTEST_KVM_GUEST_MEMFD_UTIL_H
+
+#include <dirent.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <linux/falloc.h>
+
+#include "kvm_util.h"
+#include "kselftest_harness.h"
+#include "ucall_common.h"
+
+#define GMEM_ALLOC	FALLOC_FL_KEEP_SIZE
+#define GMEM_PUNCH	(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
+
+/* @call fails with @err: returns -1 and sets errno. */
+#define __EXPECT_FAILS(err, call, fmt, ...)				\
+do {									\
+	int __want = (err), __got;					\
+	long __ret;							\
+									\
+	errno = 0;							\
+	__ret = (long)(call);						\
+	__got = errno;							\
+	EXPECT_TRUE(__ret == -1 && __got == __want)			\
+		TH_LOG("want -1 (%s), got %ld (%s): " fmt,		\
+		       strerror(__want), __ret, strerror(__got),	\
+		       ##__VA_ARGS__);					\
+} while (0)
+
+#define EXPECT_FAILS(err, call)		__EXPECT_FAILS(err, call, "%s", #call)
+
+/* @call returns 0. */
+#define EXPECT_WORKS(call)						\
+do {									\
+	int __ret = (call), __err = errno;				\
+									\
+	EXPECT_EQ(0, __ret)						\
+		TH_LOG("%s: %s", #call, strerror(__err));		\
+} while (0)
+
+#define ASSERT_WORKS(call)						\
+do {									\
+	int __ret = (call), __err = errno;				\
+									\
+	ASSERT_EQ(0, __ret)						\
+		TH_LOG("%s: %s", #call, strerror(__err));		\
+} while (0)
+
+/*
+ * Touching memory that may answer with SIGBUS.  Per thread, as memory errors
+ * are sent to the thread that ran into them.
+ */
+static __thread sigjmp_buf gmem_sigbus_jmp;
+static __thread int gmem_sigbus_armed;
+static __thread siginfo_t gmem_sigbus_info;
+
+static inline void gmem_sigbus_handler(int sig, siginfo_t *info, void *ctx)
+{
+	if (!READ_ONCE(gmem_sigbus_armed)) {
+		signal(SIGBUS, SIG_DFL);
+		return;
+	}
+
+	gmem_sigbus_info = *info;
+	siglongjmp(gmem_sigbus_jmp, 1);
+}
+
+static inline void gmem_catch_sigbus(void)
+{
+	struct sigaction sa = {
+		.sa_sigaction = gmem_sigbus_handler,
+		.sa_flags = SA_SIGINFO,
+	};
+
+	TEST_ASSERT(!sigaction(SIGBUS, &sa, NULL), "sigaction() failed");
+}
+
+/*
+ * Run @action.  The value is 0, or the si_code of the SIGBUS that it got; the
+ * rest of the signal is in gmem_sigbus_info.
+ */
+#define gmem_sigbus(action)						\
+({									\
+	int __code = 0;							\
+									\
+	WRITE_ONCE(gmem_sigbus_armed, 1);				\
+	if (!sigsetjmp(gmem_sigbus_jmp, 1))				\
+		action;							\
+	else								\
+		__code = gmem_sigbus_info.si_code;			\
+	WRITE_ONCE(gmem_sigbus_armed, 0);				\
+	__code;								\
+})
+
+static inline int gmem_touch_read(const void *addr)
+{
+	return gmem_sigbus((void)READ_ONCE(*(const u8 *)addr));
+}
+
+static inline int gmem_touch_write(void *addr, u8 val)
+{
+	return gmem_sigbus(WRITE_ONCE(*(u8 *)addr, val));
+}
+
+/* Whether all of [addr, addr + size) is @val. */
+static inline bool gmem_is_filled(const void *addr, u8 val, size_t size)
+{
+	const u8 *p = addr;
+	size_t i;
+
+	for (i = 0; i < size; i++)
+		if (READ_ONCE(p[i]) != val)
+			return false;
+	return true;
+}
+
+/*
+ * Which of the first @nr pages of a file have memory, as a bitmap.  False if
+ * the kernel has no cachestat(); mincore() will not do, it tells which pages
+ * have been seen by somebody (and then are zeroed), not which are allocated.
+ */
+static inline bool gmem_present(int fd, int nr, u64 *present)
+{
+	*present = 0;
+#ifdef __NR_cachestat
+	for (int i = 0; i < nr; i++) {
+		u64 range[2] = { i * getpagesize(), getpagesize() };
+		u64 stat[5];
+
+		if (syscall(__NR_cachestat, fd, range, stat, 0))
+			return false;
+		*present |= (u64)!!stat[0] << i;
+	}
+	return true;
+#else
+	return false;
+#endif
+}
+
+static inline int gmem_count_fds(void)
+{
+	DIR *dir = opendir("/proc/self/fd");
+	int nr = 0;
+
+	TEST_ASSERT(dir, "/proc/self/fd: errno %d", errno);
+	while (readdir(dir))
+		nr++;
+	closedir(dir);
+	return nr;
+}
+
+static inline int gmem_write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY);
+	int ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/*
+ * The guest: runs one command per KVM_RUN and reports with an empty ucall.  A
+ * command that did not get through (KVM_RUN failed or exited for something
+ * else) is tried again by the next KVM_RUN.
+ */
+enum gmem_guest_op {
+	GMEM_GUEST_READ,
+	GMEM_GUEST_WRITE,
+};
+
+static struct gmem_guest_cmd {
+	u64 op;
+	u64 gva;
+	u64 val;
+} gmem_guest_cmd;
+
+static inline void gmem_guest_code(void)
+{
+	struct gmem_guest_cmd *cmd = &gmem_guest_cmd;
+
+	for (;;) {
+		u64 *p = (u64 *)READ_ONCE(cmd->gva);
+
+		if (READ_ONCE(cmd->op) == GMEM_GUEST_WRITE)
+			WRITE_ONCE(*p, READ_ONCE(cmd->val));
+		else
+			WRITE_ONCE(cmd->val, READ_ONCE(*p));
+		GUEST_SYNC(0);
+	}
+}
+
+/* 0: done.  < 0: KVM_RUN failed, -errno.  > 0: an exit, KVM_EXIT_*. */
+static inline int gmem_guest_run(struct kvm_vcpu *vcpu)
+{
+	struct ucall uc;
+
+	if (_vcpu_run(vcpu))
+		return -errno;
+	if (get_ucall(vcpu, &uc) != UCALL_SYNC)
+		return vcpu->run->exit_reason;
+	sync_global_from_guest(vcpu->vm, gmem_guest_cmd);
+	return 0;
+}
+
+static inline int gmem_guest_write(struct kvm_vcpu *vcpu, u64 gva, u64 val)
+{
+	gmem_guest_cmd = (struct gmem_guest_cmd) { GMEM_GUEST_WRITE, gva, val };
+	sync_global_to_guest(vcpu->vm, gmem_guest_cmd);
+	return gmem_guest_run(vcpu);
+}
+
+static inline int gmem_guest_read(struct kvm_vcpu *vcpu, u64 gva, u64 *val)
+{
+	int ret;
+
+	gmem_guest_cmd = (struct gmem_guest_cmd) { GMEM_GUEST_READ, gva, 0 };
+	sync_global_to_guest(vcpu->vm, gmem_guest_cmd);
+	ret = gmem_guest_run(vcpu);
+	*val = gmem_guest_cmd.val;
+	return ret;
+}
+
+/* In a test: the guest reads @want at @gva, or writes @val there. */
+#define EXPECT_GUEST_READS(want, vcpu, gva)				\
+do {									\
+	u64 __val = 0;							\
+									\
+	EXPECT_EQ(0, gmem_guest_read(vcpu, gva, &__val));		\
+	EXPECT_EQ((u64)(want), __val);					\
+} while (0)
+
+#define EXPECT_GUEST_WRITES(vcpu, gva, val)				\
+	EXPECT_EQ(0, gmem_guest_write(vcpu, gva, val))
+
+#endif /* SELFTEST_KVM_GUEST_MEMFD_UTIL_H */
