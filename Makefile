@@ -31,7 +31,7 @@ help:
 #@
 #@   ARCH=x86_64|arm64     for kernel, shell, demo          [x86_64]
 #@   CONFIG=small|debug    for kernel, shell                [small]
-#@   SUITES="series x86 arm64"  for check                   [all that exist]
+#@   SUITES="unit series x86 arm64"  for check              [all that exist]
 #@   BOOT=npt0             for check: only boots of that name
 #@   BASE_TREE=PATH        for all: a git tree or tarball of Linux 7.3 instead
 #@                         of the package that BASE names
