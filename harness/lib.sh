@@ -50,13 +50,19 @@ export CCACHE_BASEDIR=$BUILD CCACHE_NOHASHDIR=1
 export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-5G}
 
 # What differs between the two architectures, in one place.
-arch_is() # arch_is NAME: sets karch, image, cross for kbuild, or fails
+arch_is() # arch_is NAME: sets karch, image, cross for kbuild, and qemu, or fails
 {
 	case $1 in
-	x86_64)	karch=x86_64 image=arch/x86/boot/bzImage cross='' ;;
-	arm64)	karch=arm64 image=arch/arm64/boot/Image cross=aarch64-linux-gnu- ;;
+	x86_64)	karch=x86_64 image=arch/x86/boot/bzImage cross='' qemu=qemu-system-x86_64 ;;
+	arm64)	karch=arm64 image=arch/arm64/boot/Image cross=aarch64-linux-gnu- qemu=qemu-system-aarch64 ;;
 	*)	die "ARCH=$1: unknown; there are x86_64 and arm64" ;;
 	esac
+}
+
+emulator_is_there() # after arch_is
+{
+	qemu=${QEMU:-$qemu}
+	command -v "$qemu" >/dev/null || die "no emulator $qemu: make deps installs QEMU, QEMU= names another"
 }
 
 # The programs that run on ARCH: those of its lists, and the demo's.
