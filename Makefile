@@ -14,16 +14,16 @@ help:
 #@ make TARGET [VARIABLE=VALUE ...]        (times: 2 cores, measured)
 #@
 #@   demo       boot our kernel, and watch a small VMM use it
-#@              (11 min on a fresh machine, later 1 min)
+#@              (8 min on a fresh machine, later 1 min)
 #@   check      run every test; ends with "N passed, N failed, N skipped"
-#@              (30 min cold, 15 min with a warm compiler cache)
+#@              (9 min with a warm compiler cache; cold, two kernels more)
 #@
 #@   deps       install what is missing, through the package manager (1 min)
 #@   tree       build/linux: the base kernel and the series as git commits
 #@              (1 min; 1 s when nothing has changed)
 #@   export     commits in build/linux back to patches/ and the overlay
-#@   kernel     build the kernel, its modules and headers (5 min; with a warm
-#@              compiler cache 1 min; nothing to do 5 s)
+#@   kernel     build the kernel, its modules and headers (7 min, debug 11; with
+#@              a warm compiler cache 1 min; nothing to do 5 s)
 #@   shell      boot it into a prompt, tests on board
 #@   lint       checkpatch and other checks of the series
 #@   clean      remove what was built, keep build/linux and the download
