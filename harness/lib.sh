@@ -70,7 +70,7 @@ list_programs() # list_programs ARCH
 {
 	awk -v arch="$1" '
 		$1 == "kernel" { mine = $2 == arch }
-		mine && $1 ~ /^(pass|part|skip|known)$/ && $3 != "unload-modules" { print $3 }
+		mine && $1 ~ /^(pass|part|skip|known)$/ && $3 !~ /^(unload-modules|kunit)$/ { print $3 }
 	' harness/tests/*.list | sort -u
 	[ ! -e "$LINUX/tools/testing/guest_memfd/Makefile" ] || echo gmem-demo
 }

@@ -10,6 +10,11 @@
  *     reference through it once the file's last one is gone.
  * M3  A memslot is in gmem_file.bindings from before its first guest fault until
  *     no guest page table refers to the file through it.
+ * M4  slot->gmem.state is set when slot->gmem.file is.  The inode, with the state,
+ *     is freed a grace period after the last file was, so that whoever finds the
+ *     state under RCU may read it.
+ * M5  A memslot is KVM_MEMSLOT_GMEM_ONLY for life if and only if its memory is
+ *     converted in place.
  *
  * Files and memslots go in any order.  A memslot holds no reference to the file,
  * for the file holds one to the VM; slots_lock settles which goes first.
@@ -49,7 +54,8 @@ static struct interval_tree_node *gmem_first_binding(struct gmem_file *f,
 	return interval_tree_iter_first(&f->bindings, start, end - 1);
 }
 
-static void gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
+/* Return whether there is something to end. */
+static bool gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 				       pgoff_t end,
 				       enum kvm_gfn_range_filter filter)
 {
@@ -58,7 +64,7 @@ static void gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 	bool flush = false;
 
 	if (!node)
-		return;
+		return false;
 
 	KVM_MMU_LOCK(f->kvm);
 	kvm_mmu_invalidate_start(f->kvm);
@@ -74,26 +80,24 @@ static void gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 	if (flush)
 		kvm_flush_remote_tlbs(f->kvm);
 	KVM_MMU_UNLOCK(f->kvm);
+	return true;
 }
 
-static void gmem_file_invalidate_end(struct gmem_file *f, pgoff_t start,
-				     pgoff_t end)
+static void gmem_file_invalidate_end(struct gmem_file *f)
 {
-	if (!gmem_first_binding(f, start, end))
-		return;
-
 	KVM_MMU_LOCK(f->kvm);
 	kvm_mmu_invalidate_end(f->kvm);
 	KVM_MMU_UNLOCK(f->kvm);
 }
 
 /*
- * Zap what can be mapped, and nothing else: a zap of private memory destroys
- * its content on TDX.
+ * Zap what can be mapped, and nothing else: the shared pages of a gfn that has
+ * private ones in an inode of the old scheme are none of the inode's business.
  */
 static enum kvm_gfn_range_filter gmem_filter(struct inode *inode)
 {
-	return gmem_is_private(inode, 0) ? KVM_FILTER_PRIVATE : KVM_FILTER_SHARED;
+	return GMEM_I(inode)->in_place ? KVM_FILTER_SHARED | KVM_FILTER_PRIVATE :
+					 KVM_FILTER_PRIVATE;
 }
 
 void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
@@ -105,10 +109,12 @@ void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
 
 	guard(mutex)(&gi->bind_lock);
 	list_for_each_entry(f, &gi->files, entry)
-		gmem_file_invalidate_begin(f, start, end, gmem_filter(inode));
+		f->invalidating = gmem_file_invalidate_begin(f, start, end,
+							     gmem_filter(inode));
 }
 
-void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
+void gmem_bind_convert_begin(struct inode *inode, pgoff_t start, pgoff_t end,
+			     bool to_private)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
 	struct gmem_file *f;
@@ -116,8 +122,28 @@ void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end)
 	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
 	guard(mutex)(&gi->bind_lock);
-	list_for_each_entry(f, &gi->files, entry)
-		gmem_file_invalidate_end(f, start, end);
+	list_for_each_entry(f, &gi->files, entry) {
+		/* Without private memory, the guest has the same page either way. */
+		f->invalidating = kvm_arch_has_private_mem(f->kvm) &&
+			gmem_file_invalidate_begin(f, start, end,
+						   to_private ? KVM_FILTER_SHARED :
+								KVM_FILTER_PRIVATE);
+	}
+}
+
+void gmem_bind_invalidate_end(struct inode *inode)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_file *f;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	guard(mutex)(&gi->bind_lock);
+	list_for_each_entry(f, &gi->files, entry) {
+		if (f->invalidating)
+			gmem_file_invalidate_end(f);
+		f->invalidating = false;
+	}
 }
 
 void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio)
@@ -133,8 +159,8 @@ void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio)
 	 */
 	guard(mutex)(&gi->bind_lock);
 	list_for_each_entry(f, &gi->files, entry) {
-		gmem_file_invalidate_begin(f, start, end, gmem_filter(inode));
-		gmem_file_invalidate_end(f, start, end);
+		if (gmem_file_invalidate_begin(f, start, end, gmem_filter(inode)))
+			gmem_file_invalidate_end(f);
 	}
 }
 
@@ -165,13 +191,14 @@ bool gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 	filemap_invalidate_lock(inode->i_mapping);
 	mutex_lock(&gi->bind_lock);
 
-	gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode));
-	gmem_file_invalidate_end(f, 0, ULONG_MAX);
+	if (gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode)))
+		gmem_file_invalidate_end(f);
 
 	while ((node = gmem_first_binding(f, 0, ULONG_MAX))) {
 		interval_tree_remove(node, &f->bindings);
 		slot = container_of(node, struct kvm_memory_slot, gmem.node);
 		WRITE_ONCE(slot->gmem.file, NULL);
+		RCU_INIT_POINTER(slot->gmem.state, NULL);
 	}
 	list_del(&f->entry);
 	last = list_empty(&gi->files);
@@ -219,12 +246,13 @@ int kvm_gmem_prepare_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot
 	slot->gmem.node.start = slot->gmem.pgoff;
 	slot->gmem.node.last = slot->gmem.pgoff + slot->npages - 1;
 
-	/* What can be mapped needs no second home for its shared pages. */
-	if (GMEM_I(file_inode(file))->flags & GUEST_MEMFD_FLAG_MMAP)
+	/* What is converted in place needs no second home for its shared pages. */
+	if (GMEM_I(file_inode(file))->in_place)
 		slot->flags |= KVM_MEMSLOT_GMEM_ONLY;
 
 	/* The caller puts the reference, once the memslot is in or given up. */
 	WRITE_ONCE(slot->gmem.file, file);
+	rcu_assign_pointer(slot->gmem.state, &GMEM_I(file_inode(file))->state);
 	return 0;
 
 err_put:
@@ -278,5 +306,6 @@ void kvm_gmem_unbind(struct kvm_memory_slot *slot)
 	scoped_guard(mutex, &GMEM_I(inode)->bind_lock)
 		interval_tree_remove(&slot->gmem.node, &f->bindings);
 	WRITE_ONCE(slot->gmem.file, NULL);
+	RCU_INIT_POINTER(slot->gmem.state, NULL);
 	filemap_invalidate_unlock(inode->i_mapping);
 }

@@ -3,7 +3,7 @@
  * guest_memfd blocks: where physical memory comes from and where it goes.
  *
  * Owns: presence and initialisation of the pages in inode->i_mapping.  A block
- * is a single page so far: an order-0 folio of the page cache.
+ * is a single page so far: an order-0 folio of the page cache, off the LRU.
  *
  * B1  A page is up to date if and only if it has content: zeroes, or what a
  *     user, a guest or populate wrote.  Nobody maps a page that is not, but for
@@ -13,28 +13,48 @@
  *
  * Allocation can fail; freeing cannot.
  */
+#include <linux/filemap_offlru.h>
 #include <linux/highmem.h>
 #include <linux/sched/signal.h>
 
 #include "gmem.h"
 
+static struct folio *gmem_block_add_folio(struct inode *inode, pgoff_t index)
+{
+	struct address_space *mapping = inode->i_mapping;
+	gfp_t gfp = mapping_gfp_mask(mapping);
+	struct mempolicy *policy;
+	struct folio *folio;
+	int ret;
+
+	policy = mpol_shared_policy_lookup(&GMEM_I(inode)->policy, index);
+	folio = filemap_alloc_folio(gfp, 0, policy);
+	mpol_cond_put(policy);
+	if (!folio)
+		return ERR_PTR(-ENOMEM);
+
+	ret = filemap_offlru_add(mapping, folio, index, gfp);
+	if (ret) {
+		folio_put(folio);
+		return ERR_PTR(ret);
+	}
+	return folio;
+}
+
 struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index)
 {
 	struct address_space *mapping = inode->i_mapping;
-	struct mempolicy *policy;
 	struct folio *folio;
 
 	lockdep_assert_held(&mapping->invalidate_lock);
 
-	/* Present, as it mostly is?  Then spare the lookup of the policy. */
-	folio = filemap_lock_folio(mapping, index);
-	if (!IS_ERR(folio))
-		return folio;
+	/* Whoever was faster leaves the page there: B2.  It is found next time. */
+	do {
+		folio = filemap_lock_folio(mapping, index);
+		if (IS_ERR(folio))
+			folio = gmem_block_add_folio(inode, index);
+	} while (folio == ERR_PTR(-EEXIST));
 
-	policy = mpol_shared_policy_lookup(&GMEM_I(inode)->policy, index);
-	folio = __filemap_get_folio_mpol(mapping, index, FGP_CREAT | FGP_LOCK,
-					 mapping_gfp_mask(mapping), policy);
-	mpol_cond_put(policy);
 	return folio;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * guest_memfd files: the operations of the file and KVM_CREATE_GUEST_MEMFD.
+ * User input is checked here, and nowhere below.
  *
  * Owns: struct gmem_file, from creation to release.
  *
@@ -8,8 +9,13 @@
  * the memory goes.  There is no read, no write, and no way to open the inode a
  * second time, for i_fop is not set.
  */
+#include <linux/compat.h>
 #include <linux/file.h>
+#include <linux/rcupdate_wait.h>
+#include <linux/seq_file.h>
 #include <linux/slab.h>
+#include <linux/string.h>
+#include <linux/uaccess.h>
 
 #include <uapi/linux/falloc.h>
 
@@ -25,7 +31,7 @@ static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 	/* Let no guest use a page that belongs to somebody else already. */
 	gmem_bind_invalidate_begin(inode, start, end);
 	gmem_block_free(inode, start, end);
-	gmem_bind_invalidate_end(inode, start, end);
+	gmem_bind_invalidate_end(inode);
 
 	filemap_invalidate_unlock(mapping);
 }
@@ -58,6 +64,142 @@ static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t le
 	return 0;
 }
 
+/* Check what user space has asked for, and in which range. */
+static int gmem_get_attributes_range(struct inode *inode,
+				     const struct kvm_memory_attributes2 *attrs,
+				     pgoff_t *start, pgoff_t *end)
+{
+	u64 size = i_size_read(inode);
+
+	if (attrs->flags ||
+	    memchr_inv(attrs->reserved, 0, sizeof(attrs->reserved)))
+		return -EINVAL;
+
+	if (!PAGE_ALIGNED(attrs->offset) || !PAGE_ALIGNED(attrs->size))
+		return -EINVAL;
+
+	if (!attrs->size || attrs->size > size || attrs->offset > size - attrs->size)
+		return -EINVAL;
+
+	*start = attrs->offset >> PAGE_SHIFT;
+	*end = *start + (attrs->size >> PAGE_SHIFT);
+	return 0;
+}
+
+static int gmem_set_attributes(struct inode *inode,
+			       struct kvm_memory_attributes2 __user *uattrs)
+{
+	struct kvm_memory_attributes2 attrs;
+	pgoff_t start, end, error_index;
+	u64 error_offset;
+	int ret;
+
+	if (copy_from_user(&attrs, uattrs, sizeof(attrs)))
+		return -EFAULT;
+
+	ret = gmem_get_attributes_range(inode, &attrs, &start, &end);
+	if (ret)
+		return ret;
+
+	if (attrs.attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE)
+		return -EINVAL;
+
+	ret = gmem_convert(inode, start, end,
+			   attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE,
+			   &error_index);
+	if (ret == -EAGAIN || ret == -ENOMEM) {
+		error_offset = (u64)error_index << PAGE_SHIFT;
+		if (put_user(error_offset, &uattrs->error_offset))
+			return -EFAULT;
+	}
+	return ret;
+}
+
+static int gmem_get_attributes(struct inode *inode,
+			       struct kvm_memory_attributes2 __user *uattrs)
+{
+	struct kvm_memory_attributes2 attrs;
+	pgoff_t start, end;
+	bool private;
+	int ret;
+
+	if (copy_from_user(&attrs, uattrs, sizeof(attrs)))
+		return -EFAULT;
+
+	ret = gmem_get_attributes_range(inode, &attrs, &start, &end);
+	if (ret)
+		return ret;
+
+	end = gmem_convert_run(inode, start, end, &private);
+	attrs.size = (u64)(end - start) << PAGE_SHIFT;
+	attrs.attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
+
+	if (put_user(attrs.size, &uattrs->size) ||
+	    put_user(attrs.attributes, &uattrs->attributes))
+		return -EFAULT;
+	return 0;
+}
+
+static long gmem_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct inode *inode = file_inode(file);
+	void __user *argp = (void __user *)arg;
+
+	/* The VM's attributes rule, see "in place" in gmem.h. */
+	if (!GMEM_I(inode)->in_place)
+		return -ENOTTY;
+
+	switch (cmd) {
+	case KVM_SET_MEMORY_ATTRIBUTES2:
+		return gmem_set_attributes(inode, argp);
+	case KVM_GET_MEMORY_ATTRIBUTES2:
+		return gmem_get_attributes(inode, argp);
+	default:
+		return -ENOTTY;
+	}
+}
+
+/* Count the pages with a memory error: look, if there ever was one. */
+static unsigned long gmem_count_poisoned(struct inode *inode)
+{
+	XA_STATE(xas, &inode->i_mapping->i_pages, 0);
+	unsigned long nr = 0;
+	struct folio *folio;
+
+	if (!READ_ONCE(GMEM_I(inode)->poisoned))
+		return 0;
+
+	rcu_read_lock();
+	xas_for_each(&xas, folio, ULONG_MAX) {
+		if (xas_retry(&xas, folio))
+			continue;
+		nr += folio_test_hwpoison(folio);
+		if (need_resched()) {
+			xas_pause(&xas);
+			cond_resched_rcu();
+		}
+	}
+	rcu_read_unlock();
+	return nr;
+}
+
+/* Take no lock: a conversion that takes long should show. */
+static void gmem_show_fdinfo(struct seq_file *m, struct file *file)
+{
+	struct inode *inode = file_inode(file);
+	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t nr_private = READ_ONCE(gi->nr_private);
+
+	seq_printf(m, "gmem-size:\t%lld\n", i_size_read(inode));
+	seq_printf(m, "gmem-flags:\t0x%llx\n", gi->flags);
+	seq_printf(m, "gmem-block-size:\t%lu\n", PAGE_SIZE);
+	seq_printf(m, "gmem-present:\t%lu\n", READ_ONCE(inode->i_mapping->nrpages));
+	seq_printf(m, "gmem-private:\t%lu\n", nr_private);
+	seq_printf(m, "gmem-shared:\t%lu\n", gmem_nr_pages(inode) - nr_private);
+	seq_printf(m, "gmem-converting:\t%lu\n", READ_ONCE(gi->nr_converting));
+	seq_printf(m, "gmem-poisoned:\t%lu\n", gmem_count_poisoned(inode));
+}
+
 static int gmem_release(struct inode *inode, struct file *file)
 {
 	struct gmem_file *f = file->private_data;
@@ -65,7 +207,8 @@ static int gmem_release(struct inode *inode, struct file *file)
 	/* Free while the module is pinned: reclaim by the architecture is in it. */
 	if (gmem_bind_remove_file(inode, f)) {
 		filemap_invalidate_lock(inode->i_mapping);
-		gmem_block_free(inode, 0, i_size_read(inode) >> PAGE_SHIFT);
+		gmem_block_free(inode, 0, gmem_nr_pages(inode));
+		gmem_state_destroy(&GMEM_I(inode)->state);
 		filemap_invalidate_unlock(inode->i_mapping);
 	}
 
@@ -76,10 +219,10 @@ static int gmem_release(struct inode *inode, struct file *file)
 
 static const struct file_operations *gmem_fops;
 
-/* Every VM can have memory that starts shared, unless its architecture objects. */
-bool __weak kvm_arch_supports_gmem_init_shared(struct kvm *kvm)
+/* Memory that can be mapped, or need not be private, is for conversion in place. */
+static bool gmem_flags_in_place(u64 flags)
 {
-	return true;
+	return flags || !kvm_vm_has_memory_attributes();
 }
 
 static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
@@ -98,7 +241,7 @@ static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
 		goto err_free;
 	}
 
-	inode = gmem_inode_create(size, flags);
+	inode = gmem_inode_create(size, flags, gmem_flags_in_place(flags));
 	if (IS_ERR(inode)) {
 		file = ERR_CAST(inode);
 		goto err_fops;
@@ -158,6 +301,9 @@ int kvm_gmem_init(struct module *module)
 		.release	= gmem_release,
 		.mmap		= gmem_mmap_file,
 		.fallocate	= gmem_fallocate,
+		.unlocked_ioctl	= gmem_ioctl,
+		.compat_ioctl	= compat_ptr_ioctl,
+		.show_fdinfo	= PTR_IF(IS_ENABLED(CONFIG_PROC_FS), gmem_show_fdinfo),
 	};
 	int ret;
 

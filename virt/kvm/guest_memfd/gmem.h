@@ -11,8 +11,13 @@
  *   gfn, pfn  A page's position in the guest and in host physical memory.
  *   order     log2 of a number of pages.
  *   shared    The host may touch the page, and map it if the file has MMAP.
- *   private   The host may do neither: the page is for the guest alone.  So far
- *             all of an inode is one or the other, as INIT_SHARED said.
+ *   private   The host may do neither: the page is for the guest alone.  An index
+ *             is private or shared whether it has a page or not.
+ *   in place  Said of an inode: its pages can be converted, and each index is
+ *             what the inode's state says.  All others (the old scheme) hold
+ *             private pages only, and the VM's attributes say which gfns those
+ *             are for.
+ *   convert   Make a private page shared or the other way round.
  *   binding   A memslot's claim on a range of indices of one file.
  *   populate  Give a page its initial content on behalf of the guest's launch.
  *   invalidate  Remove pages from every guest page table that maps them, and
@@ -27,9 +32,9 @@
  *   I2  A page is the guest's (RMP, HKID) from the moment the architecture's
  *       hook succeeded until the reverse hook returned.  A page that returns
  *       to the allocator is the host's.
- *   I3  An operation that fails or is interrupted leaves content and ownership
- *       as they were; fallocate() and populate may have got part of the way, and
- *       populate says how far.
+ *   I3  An operation that fails or is interrupted leaves state, content and
+ *       ownership as they were; fallocate() and populate may have got part of the
+ *       way, and populate says how far.
  *   I4  The guest maps no more than what is present, initialised and owned
  *       alike: single pages so far.
  *   I5  Unless it was populated, a page reads as zeroes the first time that
@@ -48,31 +53,38 @@
  *       Held by the caller of the user fault handler.  Touch no user memory
  *       under any of the locks below.
  *   mapping->invalidate_lock
- *       Exclusive: pages go away, content is populated, bindings change.
+ *       Exclusive: pages go away or are converted, content is populated,
+ *       bindings change.
  *       Shared: a page is looked up or allocated, on behalf of a user, of a
- *       guest or of fallocate(), and made the guest's own.
+ *       guest or of fallocate(), mapped for a user, and made the guest's own.
  *   folio lock
  *       Presence and initialisation of one page.  The memory error handler
- *       arrives with it held and so cannot take the locks above.
+ *       arrives with it held and so cannot take the locks above.  A user fault
+ *       that brings a new page holds it until the page is mapped.
  *   gmem_inode->bind_lock
  *       The inode's files and their bindings.  A writer holds invalidate_lock
  *       exclusively too, so that an invalidation, which can span other work
  *       like truncation, ends in exactly the VMs that it began in.
  *   kvm->mmu_lock
  *
+ * State is read under RCU alone where it is a hint that an invalidation corrects,
+ * like in a guest fault.  A memslot points to it, see M4 in bind.c.
+ *
  * Units, each above those that it uses
  *
- *   file.c      operations on the file: create, fallocate, release
+ *   file.c      operations on the file: create, fallocate, attributes, release
+ *   debug.c     debugfs, for tests
+ *   convert.c   private to shared and back
  *   mmap.c      user mappings        populate.c  initial content
  *   pfn.c       guest page faults    poison.c    memory errors
  *   bind.c      memslots, and who maps a range
  *   block.c     physical memory
  *   inode.c     the pseudo file system and the life of an inode
+ *   state.c     what is private; a data structure
  *
  * Only the table of what core-mm may do, in inode.c, names functions from above.
  *
- * The KVM selftests guest_memfd_contract_test, guest_memfd_bind_test and
- * guest_memfd_poison_test hold the interface to what
+ * The KVM selftests guest_memfd_*_test hold the interface to what
  * Documentation/virt/kvm/guest_memfd.rst says.
  */
 #ifndef __KVM_GMEM_H
@@ -85,18 +97,33 @@
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/rbtree.h>
+#include <linux/rcupdate.h>
+
+#include "state.h"
 
 /**
  * struct gmem_inode - guest memory
  * @vfs_inode: i_mapping holds the pages; i_size never changes
  * @policy: NUMA policy by index; has a lock of its own
+ * @state: GMEM_* by index; written under invalidate_lock, exclusive
+ * @nr_private: number of private indices; likewise
+ * @nr_converting: number of indices in conversion; likewise
+ * @owned: a page was made the guest's, at some time; only ever set
+ * @poisoned: a page had a memory error, at some time; only ever set
  * @flags: GUEST_MEMFD_FLAG_*, constant
+ * @in_place: see "Terms", constant
  * @files: every &struct gmem_file of this memory, under @bind_lock
  */
 struct gmem_inode {
 	struct inode vfs_inode;
 	struct shared_policy policy;
+	struct gmem_state state;
+	pgoff_t nr_private;
+	pgoff_t nr_converting;
+	bool owned;
+	bool poisoned;
 	u64 flags;
+	bool in_place;
 	/** @bind_lock: of @files and their bindings, see "Locks" */
 	struct mutex bind_lock;
 	struct list_head files;
@@ -107,11 +134,13 @@ struct gmem_inode {
  * @kvm: the VM, pinned until release
  * @bindings: kvm_memory_slot.gmem.node, keyed by index, under bind_lock
  * @entry: in gmem_inode.files, under bind_lock
+ * @invalidating: between gmem_bind_invalidate_begin() and _end(), and in it
  */
 struct gmem_file {
 	struct kvm *kvm;
 	struct rb_root_cached bindings;
 	struct list_head entry;
+	bool invalidating;
 };
 
 static inline struct gmem_inode *GMEM_I(const struct inode *inode)
@@ -119,10 +148,16 @@ static inline struct gmem_inode *GMEM_I(const struct inode *inode)
 	return container_of(inode, struct gmem_inode, vfs_inode);
 }
 
-/* Constant for the life of the inode: needs no lock. */
+/* The number of pages that the inode has room for. */
+static inline pgoff_t gmem_nr_pages(const struct inode *inode)
+{
+	return GMEM_I(inode)->state.nr_pages;
+}
+
+/* Stable under invalidate_lock; a hint without. */
 static inline bool gmem_is_private(const struct inode *inode, pgoff_t index)
 {
-	return !(GMEM_I(inode)->flags & GUEST_MEMFD_FLAG_INIT_SHARED);
+	return gmem_state_get(&GMEM_I(inode)->state, index, GMEM_PRIVATE, NULL);
 }
 
 static inline pgoff_t gmem_gfn_to_index(const struct kvm_memory_slot *slot,
@@ -148,11 +183,12 @@ bool gmem_inode_is_gmem(const struct inode *inode);
  * gmem_inode_create() - Make guest memory, without a page yet
  * @size: in bytes, positive and page-aligned
  * @flags: GUEST_MEMFD_FLAG_*, checked by the caller
+ * @in_place: whether pages can be converted
  *
  * Context: may sleep.
  * Return: the inode, with one reference, or an ERR_PTR.
  */
-struct inode *gmem_inode_create(loff_t size, u64 flags);
+struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place);
 
 /**
  * gmem_inode_open() - Open guest memory
@@ -254,10 +290,24 @@ struct file *gmem_bind_get_file(struct kvm_memory_slot *slot);
  * Guest faults on the range retry until gmem_bind_invalidate_end().
  *
  * Context: caller holds invalidate_lock exclusively until
- *          gmem_bind_invalidate_end() of the same range has returned.  May sleep.
+ *          gmem_bind_invalidate_end() has returned.  May sleep.
  */
 void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end);
-void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end);
+void gmem_bind_invalidate_end(struct inode *inode);
+
+/**
+ * gmem_bind_convert_begin() - The same, for a range that is to be converted
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ * @to_private: remove what is mapped as shared, or else as private
+ *
+ * Spares the VMs that map private and shared pages alike.
+ *
+ * Context: as for gmem_bind_invalidate_begin(), until gmem_bind_invalidate_end().
+ */
+void gmem_bind_convert_begin(struct inode *inode, pgoff_t start, pgoff_t end,
+			     bool to_private);
 
 /**
  * gmem_bind_invalidate_folio() - Begin and end, for a caller with the folio lock
@@ -267,6 +317,38 @@ void gmem_bind_invalidate_end(struct inode *inode, pgoff_t start, pgoff_t end);
  * Context: caller holds the folio lock and not invalidate_lock.  May sleep.
  */
 void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio);
+
+/* convert.c */
+
+/**
+ * gmem_convert() - Make a range private or shared, in place
+ * @inode: the memory, of the in-place kind
+ * @start: first index
+ * @end: first index behind the range, within the inode
+ * @to_private: what to make of it
+ * @error_index: with -EAGAIN and -ENOMEM, the first page in the way
+ *
+ * Context: takes invalidate_lock.  May sleep, for some 100 ms where somebody
+ *          refers to a page.
+ * Return: 0; -EAGAIN if somebody still refers to a page, -ENOMEM, or -EINTR if
+ *         the task is being killed: then nothing has changed (I3).
+ */
+int gmem_convert(struct inode *inode, pgoff_t start, pgoff_t end,
+		 bool to_private, pgoff_t *error_index);
+
+/**
+ * gmem_convert_run() - Tell what a range starts with
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range, within the inode
+ * @private: whether the page at @start is private
+ *
+ * Context: takes invalidate_lock shared.  May sleep; a fatal signal ends it
+ *          early.
+ * Return: the first index at or below @end behind the pages that are alike.
+ */
+pgoff_t gmem_convert_run(struct inode *inode, pgoff_t start, pgoff_t end,
+			 bool *private);
 
 /* mmap.c: ->mmap() */
 
@@ -296,6 +378,12 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
  * Stand-ins for hooks that no configured architecture code has, so that callers
  * need no #ifdef.
  */
+
+/* Whether hardware keeps a record of the VM's pages, which conversion updates. */
+#ifndef kvm_arch_gmem_owns_pages
+#define kvm_arch_gmem_owns_pages(kvm)	false
+#endif
+
 #ifndef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT
 static inline int kvm_arch_gmem_make_private(struct kvm *kvm, gfn_t gfn,
 					     kvm_pfn_t pfn, kvm_pfn_t nr_pages)

@@ -49,6 +49,7 @@ static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
 static void gmem_free_folio(struct folio *folio)
 {
 	kvm_arch_gmem_reclaim(folio_pfn(folio), folio_nr_pages(folio));
+	folio_clear_unevictable(folio);
 }
 
 static const struct address_space_operations gmem_aops = {
@@ -56,8 +57,7 @@ static const struct address_space_operations gmem_aops = {
 	.migrate_folio		= gmem_migrate_folio,
 	.release_folio		= gmem_release_folio,
 	.error_remove_folio	= gmem_poison_folio,
-	.free_folio		= PTR_IF(IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM),
-					 gmem_free_folio),
+	.free_folio		= gmem_free_folio,
 };
 
 /* Size, mode and owner are as they were created. */
@@ -71,16 +71,24 @@ static const struct inode_operations gmem_iops = {
 	.setattr = gmem_setattr,
 };
 
-struct inode *gmem_inode_create(loff_t size, u64 flags)
+struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place)
 {
+	bool shared = flags & GUEST_MEMFD_FLAG_INIT_SHARED;
+	pgoff_t nr_pages = size >> PAGE_SHIFT;
 	struct address_space *mapping;
+	struct gmem_inode *gi;
 	struct inode *inode;
 
 	inode = anon_inode_make_secure_inode(gmem_mount->mnt_sb, GMEM_NAME, NULL);
 	if (IS_ERR(inode))
 		return inode;
 
-	GMEM_I(inode)->flags = flags;
+	gi = GMEM_I(inode);
+	gi->flags = flags;
+	gi->in_place = in_place;
+	gi->nr_private = shared ? 0 : nr_pages;
+	gmem_state_init(&gi->state, nr_pages, shared ? 0 : GMEM_PRIVATE);
+
 	inode->i_mode |= S_IFREG;
 	inode->i_size = size;
 	inode->i_op = &gmem_iops;
@@ -115,6 +123,9 @@ static struct inode *gmem_alloc_inode(struct super_block *sb)
 		return NULL;
 
 	gi->flags = 0;
+	gi->nr_converting = 0;
+	gi->owned = false;
+	gi->poisoned = false;
 	mpol_shared_policy_init(&gi->policy, NULL);
 	return &gi->vfs_inode;
 }

@@ -2,27 +2,75 @@
 /*
  * guest_memfd user mappings.
  *
- * Owns: the fault handler, the only way of a page into a user page table, and
+ * Owns: the fault handlers, the only way of a page into a user page table, and
  * the NUMA policy operations.
  *
- * A page is handed to core-mm locked.  Core-mm maps it before it unlocks, so
- * that whoever removes pages, and locks each, either finds it mapped or keeps
- * it from being mapped.
+ * Pages that are there already are mapped under invalidate_lock.  A new one is
+ * handed to core-mm locked, which maps it before it unlocks, and outside of
+ * invalidate_lock.  So whoever takes that exclusively, to convert or to free
+ * pages, and then locks a page, finds it mapped or keeps it from being mapped.
  */
+#include <linux/align.h>
+#include <linux/filemap_offlru.h>
+#include <linux/sizes.h>
+
 #include "gmem.h"
+
+/* What is mapped at once, if it is there: as much as core-mm does. */
+#define GMEM_FAULT_AROUND	max(SZ_64K >> PAGE_SHIFT, 1UL)
+
+/* Map what is present and shared around a fault, if the page it is about is. */
+static vm_fault_t gmem_map_around(struct vm_fault *vmf, struct inode *inode)
+{
+	const struct gmem_state *st = &GMEM_I(inode)->state;
+	pgoff_t first = vmf->pgoff, last = first;
+	unsigned int order;
+
+	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
+
+	if (gmem_state_get(st, first, GMEM_PRIVATE, &order))
+		return VM_FAULT_SIGBUS;
+
+	if (!xa_load(&inode->i_mapping->i_pages, first))
+		return 0;
+
+	/* In a mixed block, a neighbour would take a lookup of its own. */
+	if (BIT(order) >= GMEM_FAULT_AROUND) {
+		first = ALIGN_DOWN(first, GMEM_FAULT_AROUND);
+		last = first + GMEM_FAULT_AROUND - 1;
+	}
+
+	return filemap_offlru_map(vmf, first, min(last, st->nr_pages - 1));
+}
+
+/* For reads, before gmem_fault() and under RCU: do what can be done at once. */
+static vm_fault_t gmem_map_pages(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
+{
+	struct inode *inode = file_inode(vmf->vma->vm_file);
+	vm_fault_t ret;
+
+	if (vmf->pgoff >= gmem_nr_pages(inode) ||
+	    !filemap_invalidate_trylock_shared(inode->i_mapping))
+		return 0;
+
+	ret = gmem_map_around(vmf, inode);
+	filemap_invalidate_unlock_shared(inode->i_mapping);
+	return ret;
+}
 
 static vm_fault_t gmem_fault(struct vm_fault *vmf)
 {
 	struct inode *inode = file_inode(vmf->vma->vm_file);
-	vm_fault_t ret = VM_FAULT_SIGBUS;
 	struct folio *folio;
+	vm_fault_t ret;
 
-	if (vmf->pgoff >= i_size_read(inode) >> PAGE_SHIFT)
+	if (vmf->pgoff >= gmem_nr_pages(inode))
 		return VM_FAULT_SIGBUS;
 
 	filemap_invalidate_lock_shared(inode->i_mapping);
 
-	if (gmem_is_private(inode, vmf->pgoff))
+	ret = gmem_map_around(vmf, inode);
+	if (ret)
 		goto out_unlock;
 
 	folio = gmem_block_get_folio(inode, vmf->pgoff);
@@ -69,6 +117,7 @@ static struct mempolicy *gmem_get_policy(struct vm_area_struct *vma,
 
 static const struct vm_operations_struct gmem_vm_ops = {
 	.fault		= gmem_fault,
+	.map_pages	= gmem_map_pages,
 #ifdef CONFIG_NUMA
 	.set_policy	= gmem_set_policy,
 	.get_policy	= gmem_get_policy,

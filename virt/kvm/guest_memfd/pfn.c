@@ -6,11 +6,26 @@
  * kvm->mmu_invalidate_seq before they ask, and check under mmu_lock before they
  * map.  Whatever changes the answer invalidates first; a memory error does so
  * after it has marked the page, and the mark is looked at here.
+ *
+ * Hence a fault needs no reference to the page.  It better has none: conversion
+ * would take it for somebody's who uses the page.
  */
 #include <linux/cleanup.h>
 #include <linux/file.h>
 
 #include "gmem.h"
+
+bool kvm_gmem_is_private(const struct kvm_memory_slot *slot, gfn_t gfn)
+{
+	const struct gmem_state *state;
+
+	guard(rcu)();
+	state = rcu_dereference(slot->gmem.state);
+	/* Once the file is closed, nothing is private anymore: there is nothing. */
+	return state && gmem_state_get(state, gmem_gfn_to_index(slot, gfn),
+				       GMEM_PRIVATE, NULL);
+}
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_gmem_is_private);
 
 struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 				 struct file *file, gfn_t gfn)
@@ -31,6 +46,7 @@ static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
 					 struct kvm_memory_slot *slot,
 					 struct file *file, gfn_t gfn)
 {
+	struct inode *inode = file_inode(file);
 	struct folio *folio;
 	int ret;
 
@@ -40,13 +56,16 @@ static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
 
 	gmem_block_init_folio(folio);
 
-	if (gmem_is_private(file_inode(file), gmem_gfn_to_index(slot, gfn))) {
+	if (IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT) &&
+	    gmem_is_private(inode, gmem_gfn_to_index(slot, gfn))) {
 		ret = kvm_arch_gmem_make_private(kvm, gfn, folio_pfn(folio), 1);
 		if (ret) {
 			folio_unlock(folio);
 			folio_put(folio);
 			return ERR_PTR(ret);
 		}
+		if (kvm_arch_gmem_owns_pages(kvm))
+			WRITE_ONCE(GMEM_I(inode)->owned, true);
 	}
 
 	folio_unlock(folio);
@@ -66,12 +85,15 @@ int kvm_gmem_get_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
 	/* Keep the page from going away, or changing hands, meanwhile. */
 	filemap_invalidate_lock_shared(file->f_mapping);
 	folio = gmem_pfn_make_folio(kvm, slot, file, gfn);
+	if (!IS_ERR(folio) && !page)
+		folio_put(folio);
 	filemap_invalidate_unlock_shared(file->f_mapping);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
 	*pfn = folio_pfn(folio);
-	*page = &folio->page;
+	if (page)
+		*page = &folio->page;
 	if (max_order)
 		*max_order = 0;
 	return 0;

@@ -16,6 +16,7 @@
  */
 int gmem_poison_folio(struct address_space *mapping, struct folio *folio)
 {
+	WRITE_ONCE(GMEM_I(mapping->host)->poisoned, true);
 	gmem_bind_invalidate_folio(mapping->host, folio);
 	return MF_DELAYED;
 }

@@ -4,7 +4,8 @@
  *
  * One page at a time: get the source page, with no lock that a user fault may
  * want; then lock the destination against everybody, and let the architecture
- * copy, encrypt and measure.
+ * copy, encrypt and measure.  Without a source, it takes what the page has: in
+ * place, that is what the VMM wrote while the page was shared.
  */
 #include <linux/cleanup.h>
 #include <linux/file.h>
@@ -20,21 +21,29 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	int ret;
 
 	/* Ask before a page is allocated in vain. */
-	if (!kvm_range_has_memory_attributes(kvm, gfn, gfn + 1,
-					     KVM_MEMORY_ATTRIBUTE_PRIVATE,
-					     KVM_MEMORY_ATTRIBUTE_PRIVATE))
+	if (!kvm_slot_mem_is_private(kvm, slot, gfn))
+		return -EINVAL;
+
+	/* Where would the copy come from, if this page became private? */
+	if (src && page_folio(src)->mapping == file->f_mapping)
 		return -EINVAL;
 
 	folio = gmem_pfn_get_folio(slot, file, gfn);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
+	if (!src)
+		gmem_block_init_folio(folio);
+
 	/* invalidate_lock keeps the page; the hook may sleep for long. */
 	folio_unlock(folio);
 
 	ret = post_populate(kvm, gfn, folio_pfn(folio), src, opaque);
-	if (!ret)
+	if (!ret) {
 		folio_mark_uptodate(folio);
+		if (kvm_arch_gmem_owns_pages(kvm))
+			WRITE_ONCE(GMEM_I(file_inode(file))->owned, true);
+	}
 
 	folio_put(folio);
 	return ret;

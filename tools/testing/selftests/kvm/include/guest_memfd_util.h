@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What the guest_memfd tests share: checking errors, catching SIGBUS, asking
- * which pages of a file are present, and a guest that reads and writes what
- * the host tells it to.
+ * which pages of a file are present and which are private, conversion, and a
+ * guest that reads and writes what the host tells it to.
  *
  * For use in kselftest_harness tests only.  TEST_ASSERT() is for the setup:
  * it turns a failure with errno == EACCES into a skip.  What a test is about
@@ -11,6 +11,7 @@
 #ifndef SELFTEST_KVM_GUEST_MEMFD_UTIL_H
 #define SELFTEST_KVM_GUEST_MEMFD_UTIL_H
 
+#include <ctype.h>
 #include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -95,13 +96,15 @@ static inline void gmem_catch_sigbus(void)
  */
 #define gmem_sigbus(action)						\
 ({									\
-	int __code = 0;							\
+	int __code;							\
 									\
 	WRITE_ONCE(gmem_sigbus_armed, 1);				\
-	if (!sigsetjmp(gmem_sigbus_jmp, 1))				\
+	if (!sigsetjmp(gmem_sigbus_jmp, 1)) {				\
 		action;							\
-	else								\
+		__code = 0;						\
+	} else {							\
 		__code = gmem_sigbus_info.si_code;			\
+	}								\
 	WRITE_ONCE(gmem_sigbus_armed, 0);				\
 	__code;								\
 })
@@ -149,6 +152,98 @@ static inline bool gmem_present(int fd, int nr, u64 *present)
 #else
 	return false;
 #endif
+}
+
+#define GMEM_SHARED	0ull
+#define GMEM_PRIVATE	KVM_MEMORY_ATTRIBUTE_PRIVATE
+
+/* What gmem_convert() gives for an offset that the kernel did not write. */
+#define GMEM_NO_OFFSET	0x5a5a5a5a5a5a5a5aull
+
+/*
+ * Make [@offset, @offset + @size) of a file private or shared.  @error_offset
+ * may be NULL.
+ */
+static inline int gmem_convert(int fd, u64 offset, u64 size, u64 attributes,
+			       u64 *error_offset)
+{
+	struct kvm_memory_attributes2 arg = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+		.error_offset = GMEM_NO_OFFSET,
+	};
+	int ret = ioctl(fd, KVM_SET_MEMORY_ATTRIBUTES2, &arg);
+
+	if (error_offset)
+		*error_offset = arg.error_offset;
+	return ret;
+}
+
+/*
+ * The attributes at @offset, and how far they reach: *@size is the limit on the
+ * way in.  Both are left alone by a failure.
+ */
+static inline int gmem_attributes(int fd, u64 offset, u64 *size, u64 *attributes)
+{
+	struct kvm_memory_attributes2 arg = {
+		.offset = offset,
+		.size = *size,
+	};
+	int ret = ioctl(fd, KVM_GET_MEMORY_ATTRIBUTES2, &arg);
+
+	if (!ret) {
+		*size = arg.size;
+		*attributes = arg.attributes;
+	}
+	return ret;
+}
+
+/* What /proc tells about a file, all of it at one moment. */
+struct gmem_fdinfo {
+	char text[1024];
+};
+
+static inline void gmem_fdinfo_read(int fd, struct gmem_fdinfo *info)
+{
+	ssize_t len, size = 0;
+	char path[40];
+	int proc;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	proc = open(path, O_RDONLY);
+	TEST_ASSERT(proc >= 0, "%s: errno %d", path, errno);
+	do {
+		len = read(proc, info->text + size, sizeof(info->text) - 1 - size);
+		TEST_ASSERT(len >= 0, "%s: errno %d", path, errno);
+		size += len;
+	} while (len);
+	close(proc);
+	TEST_ASSERT(size < (ssize_t)sizeof(info->text) - 1, "%s is long", path);
+	info->text[size] = 0;
+}
+
+/*
+ * The number in line @key.  False if there is no such line, more than one, or
+ * something else in it than a number.
+ */
+static inline bool gmem_fdinfo(const struct gmem_fdinfo *info, const char *key, u64 *val)
+{
+	const size_t len = strlen(key);
+	const char *line = info->text;
+	int lines = 0, good = 0;
+	char *end;
+
+	for (; *line; line = strchrnul(line, '\n'), line += !!*line) {
+		if (strncmp(line, key, len) || strncmp(line + len, ":\t", 2))
+			continue;
+		lines++;
+		if (!isxdigit(line[len + 2]))
+			continue;
+		*val = strtoull(line + len + 2, &end, 0);
+		good += *end == '\n';
+	}
+	return lines == 1 && good == 1;
 }
 
 static inline int gmem_count_fds(void)

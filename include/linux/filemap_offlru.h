@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * File pages off the LRU: for a file whose pages are never reclaimed and never
+ * migrated, and whose owner needs to know who refers to them.
+ *
+ * An LRU list is of no use to such a page, and the batches in front of the lists
+ * hold references for as long as they like.  Without them, the reference count
+ * of a page is exact: one of the file's, one for each user page table entry, and
+ * those that somebody has taken on purpose.
+ *
+ * The pages are order-0 folios, marked as unevictable, so that what looks at
+ * pages by flag or by physical address leaves them alone.  The file's mapping
+ * is AS_INACCESSIBLE, which tells its pages from others that are off the LRU
+ * for a moment.  The file's ->free_folio() clears the mark.
+ *
+ * Users are exempt from nothing: pages are charged to a memory cgroup, counted
+ * as file pages, and taken out of service by memory_failure().
+ */
+#ifndef _LINUX_FILEMAP_OFFLRU_H
+#define _LINUX_FILEMAP_OFFLRU_H
+
+#include <linux/mm.h>
+#include <linux/pagemap.h>
+#include <linux/rcupdate.h>
+
+/**
+ * folio_is_offlru() - Whether a folio is a file page off the LRU
+ * @folio: any folio
+ *
+ * Context: any.  Without the folio lock the answer may be outdated; a reference
+ *          is not needed: inodes with such pages are freed after an RCU grace
+ *          period.
+ */
+static inline bool folio_is_offlru(const struct folio *folio)
+{
+	struct address_space *mapping;
+
+	if (!IS_ENABLED(CONFIG_FILEMAP_OFFLRU))
+		return false;
+
+	if (folio_test_lru(folio) || !folio_test_unevictable(folio) ||
+	    page_has_type(&folio->page))
+		return false;
+
+	guard(rcu)();
+	mapping = READ_ONCE(folio->mapping);
+	return mapping && !((unsigned long)mapping & FOLIO_MAPPING_FLAGS) &&
+	       mapping_inaccessible(mapping);
+}
+
+#ifdef CONFIG_FILEMAP_OFFLRU
+int filemap_offlru_add(struct address_space *mapping, struct folio *folio,
+		       pgoff_t index, gfp_t gfp);
+vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last);
+#endif
+
+#endif /* _LINUX_FILEMAP_OFFLRU_H */
