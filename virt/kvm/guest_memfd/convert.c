@@ -106,7 +106,7 @@ static int gmem_convert_wait(struct gmem_conversion *c, struct folio *folio)
 	for (;;) {
 		folio_lock(folio);
 		if (folio_mapped(folio))
-			unmap_mapping_pages(mapping, folio->index, 1, false);
+			unmap_mapping_pages(mapping, folio->index, 1, true);
 		folio_unlock(folio);
 
 		lru_cache_drain_for_folio(folio, 0, NULL);
@@ -211,7 +211,8 @@ static int gmem_convert_pages(struct gmem_conversion *c)
 		return 0;
 	}
 
-	unmap_mapping_pages(c->inode->i_mapping, c->start, c->end - c->start, false);
+	/* Together with the markers that memory errors have left. */
+	unmap_mapping_pages(c->inode->i_mapping, c->start, c->end - c->start, true);
 	return gmem_convert_check(c);
 }
 

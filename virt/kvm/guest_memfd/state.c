@@ -193,18 +193,16 @@ static bool node_is_uniform(void *node, unsigned int order, bool value)
 {
 	struct gmem_table *table = node;
 	struct gmem_leaf *leaf = node;
+	void *want = word_of(value);
 	unsigned long i;
 
 	if (order == PMD_ORDER)
 		return value ? bitmap_full(leaf->map, LEAF_BITS) :
 			       bitmap_empty(leaf->map, LEAF_BITS);
 
-	for (i = 0; i < TABLE_WORDS; i++) {
-		if (word_get(&table->word[i]) != word_of(value))
-			return false;
-	}
-
-	return true;
+	for (i = 0; i < TABLE_WORDS && word_get(&table->word[i]) == want; i++)
+		;
+	return i == TABLE_WORDS;
 }
 
 /* Reserve and take nodes without further order: those of one kind are alike. */
@@ -237,7 +235,6 @@ static void *take_node(struct gmem_state_change *c, unsigned int order, void *wo
 {
 	struct gmem_table *table;
 	struct gmem_leaf *leaf;
-	unsigned long i;
 
 	if (order == PMD_ORDER) {
 		leaf = take(&c->leaves);
@@ -246,8 +243,7 @@ static void *take_node(struct gmem_state_change *c, unsigned int order, void *wo
 	}
 
 	table = take(&c->tables);
-	for (i = 0; i < TABLE_WORDS; i++)
-		RCU_INIT_POINTER(table->word[i], word);
+	memset_p((__force void **)table->word, word, TABLE_WORDS);
 	return table;
 }
 
@@ -366,8 +362,9 @@ static void word_set(struct gmem_state_change *c, void __rcu **at,
 	if (split) {
 		rcu_assign_pointer(*at, node);
 	} else if (node_is_uniform(node, order, value)) {
+		/* There are no nodes below it. */
 		rcu_assign_pointer(*at, word_of(value));
-		retire(node, order);
+		kvfree_rcu_mightsleep(node);
 	}
 }
 

@@ -32,6 +32,7 @@
 #define pgoff_t	unsigned long
 
 #define __rcu
+#define __force
 #define __printf(fmt, args)
 
 #define BITS_PER_LONG		64
@@ -73,6 +74,13 @@ static inline bool take_bit(unsigned long *left, unsigned int *bit)
 })
 #define min(a, b)		pick(a, b, <)
 #define max(a, b)		pick(a, b, >)
+
+static inline void *memset_p(void **p, void *v, size_t n)
+{
+	while (n--)
+		p[n] = v;
+	return p;
+}
 
 static inline bool bitmap_is(const unsigned long *map, unsigned long bits,
 			     unsigned long value)

@@ -128,12 +128,13 @@ static u8 *bad_page(struct gpoison *g)
 	return g->mem + BAD * page_size;
 }
 
-static void gpoison_setup(struct gpoison *g, bool dirty)
+static void gpoison_setup(struct gpoison *g, unsigned long type, bool dirty)
 {
+	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
 	int i;
 
 	g->lost = hardware_corrupted();
-	g->vm = __vm_create_with_vcpus(VM_SHAPE_DEFAULT, 2, 1, gmem_guest_code, g->vcpus);
+	g->vm = __vm_create_with_vcpus(shape, 2, 1, gmem_guest_code, g->vcpus);
 	gmem_catch_sigbus();
 
 	g->size = NR_PAGES * page_size;
@@ -228,7 +229,7 @@ FIXTURE_SETUP(poison)
 	if (!variant->madvise && access(CORRUPT_PFN, W_OK))
 		SKIP(return, "needs " CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
 
-	gpoison_setup(&self->g, variant->dirty);
+	gpoison_setup(&self->g, 0, variant->dirty);
 }
 
 FIXTURE_TEARDOWN(poison)
@@ -420,6 +421,128 @@ TEST_F(poison, close_with_broken_page)
 }
 
 /*
+ * A private page, which no user has mapped and only the guest uses.  The error
+ * is the page's, whatever it is converted to.
+ */
+FIXTURE(converted)
+{
+	struct gpoison g;
+	u64 exit_flags;
+};
+
+FIXTURE_VARIANT(converted)
+{
+	bool protected;
+};
+
+FIXTURE_VARIANT_ADD(converted, ordinary_vm)
+{
+};
+
+#ifdef __x86_64__
+FIXTURE_VARIANT_ADD(converted, protected_vm)
+{
+	.protected = true,
+};
+#endif
+
+FIXTURE_SETUP(converted)
+{
+	unsigned long type = 0;
+
+	if (!may_break_memory())
+		SKIP(return, WHY_NOT);
+	if (access(CORRUPT_PFN, W_OK))
+		SKIP(return, "needs " CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
+#ifdef __x86_64__
+	if (variant->protected) {
+		type = KVM_X86_SW_PROTECTED_VM;
+		if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
+			SKIP(return, "no software-protected VMs (they need the TDP MMU)");
+		self->exit_flags = KVM_MEMORY_EXIT_FLAG_PRIVATE;
+	}
+#endif
+	gpoison_setup(&self->g, type, true);
+	ASSERT_WORKS(gmem_convert(self->g.fd, 0, self->g.size, GMEM_PRIVATE, NULL));
+}
+
+FIXTURE_TEARDOWN(converted)
+{
+	gpoison_teardown(_metadata, &self->g);
+}
+
+static u64 count_poisoned(struct gpoison *g)
+{
+	struct gmem_fdinfo info;
+	u64 nr = -1;
+
+	gmem_fdinfo_read(g->fd, &info);
+	gmem_fdinfo(&info, "gmem-poisoned", &nr);
+	return nr;
+}
+
+TEST_F(converted, private_page)
+{
+	struct gpoison *g = &self->g;
+	struct kvm_vcpu *vcpu = g->vcpus[0];
+	u64 val;
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++) {
+		EXPECT_EQ(0, gmem_guest_read(vcpu, gpa_of(i), &val));
+		EXPECT_EQ(pattern(i), (u8)val);
+	}
+	EXPECT_EQ(0, count_poisoned(g));
+
+	g->poisoned = true;
+	EXPECT_EQ(0, write_number(CORRUPT_PFN, g->pfn));
+	EXPECT_EQ(1, count_poisoned(g));
+	EXPECT_EQ(-EHWPOISON, gmem_guest_read(vcpu, gpa_of(BAD), &val));
+	EXPECT_EQ(self->exit_flags, vcpu->run->memory_fault.flags);
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(bad_page(g)));
+
+	/* Conversion neither waits for the page nor brings it back. */
+	for (i = 0; i < 3; i++) {
+		EXPECT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_SHARED, NULL));
+		expect_host_refused(_metadata, g);
+		expect_neighbours_well(_metadata, g);
+		expect_guest_refused(_metadata, vcpu, gmem_guest_run(vcpu));
+
+		EXPECT_WORKS(gmem_convert(g->fd, BAD * page_size, page_size, GMEM_PRIVATE, NULL));
+		EXPECT_EQ(BUS_ADRERR, gmem_touch_read(bad_page(g)));
+		EXPECT_EQ(-EHWPOISON, gmem_guest_run(vcpu));
+		EXPECT_EQ(self->exit_flags, vcpu->run->memory_fault.flags);
+	}
+	EXPECT_EQ(1, count_poisoned(g));
+
+	/* A hole does, and leaves the state. */
+	EXPECT_WORKS(fallocate(g->fd, GMEM_PUNCH, BAD * page_size, page_size));
+	EXPECT_EQ(0, count_poisoned(g));
+	EXPECT_EQ(0, gmem_guest_run(vcpu));
+	EXPECT_EQ(0, gmem_guest_cmd.val);
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(bad_page(g)));
+	EXPECT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_SHARED, NULL));
+	EXPECT_TRUE(gmem_is_filled(bad_page(g), 0, page_size));
+	expect_neighbours_well(_metadata, g);
+}
+
+/* A page that breaks while it is shared, and is converted in all haste. */
+TEST_F(converted, shared_page)
+{
+	struct gpoison *g = &self->g;
+	u64 val;
+
+	ASSERT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_SHARED, NULL));
+	EXPECT_EQ(0, gmem_touch_write(bad_page(g), 1));
+	g->poisoned = true;
+	EXPECT_EQ(0, write_number(CORRUPT_PFN, g->pfn));
+	EXPECT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_PRIVATE, NULL));
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(bad_page(g)));
+	EXPECT_EQ(-EHWPOISON, gmem_guest_read(g->vcpus[0], gpa_of(BAD), &val));
+	EXPECT_EQ(self->exit_flags, g->vcpus[0]->run->memory_fault.flags);
+}
+
+/*
  * Soft offlining wants the page empty before it breaks.  guest_memfd does not
  * move memory, so a page that was written stays; above all nothing is lost.
  */
@@ -462,7 +585,7 @@ FIXTURE_SETUP(offline)
 	if (!variant->madvise && access(SOFT_OFFLINE, W_OK))
 		SKIP(return, "needs " SOFT_OFFLINE " (CONFIG_MEMORY_HOTPLUG)");
 
-	gpoison_setup(&self->g, variant->host_wrote);
+	gpoison_setup(&self->g, 0, variant->host_wrote);
 }
 
 FIXTURE_TEARDOWN(offline)
@@ -521,7 +644,7 @@ FIXTURE_SETUP(race)
 	if (hardware_corrupted())
 		SKIP(return, "there is broken memory, which is not to be mixed up with ours");
 
-	gpoison_setup(&self->g, true);
+	gpoison_setup(&self->g, 0, true);
 }
 
 FIXTURE_TEARDOWN(race)
