@@ -5,6 +5,7 @@
 #include <linux/export.h>
 #include <linux/filemap_offlru.h>
 #include <linux/memcontrol.h>
+#include <linux/userfaultfd_k.h>
 
 #include "internal.h"
 
@@ -96,6 +97,8 @@ vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
 	vm_fault_t ret = 0;
 	pte_t *pte;
 
+	if (uffd_disable_fault_around(vma))
+		before = after = 0;
 	before = min(before, pgoff - vma_start_pgoff(vma));
 	after = min(after, vma_start_pgoff(vma) + vma_pages(vma) - 1 - pgoff);
 	first = max(first, pgoff - before);

@@ -6,7 +6,8 @@
  * An LRU list is of no use to such a page, and the batches in front of the lists
  * hold references for as long as they like.  Without them, the reference count
  * of a page is exact: one of the file's, one for each user page table entry, and
- * those that somebody has taken on purpose.
+ * those that somebody has taken on purpose.  Only mlock() has a batch of its own,
+ * which lru_cache_drain_for_folio() knows about.
  *
  * The pages are order-0 folios, marked as unevictable, so that what looks at
  * pages by flag or by physical address leaves them alone.  The file's mapping
@@ -24,22 +25,24 @@
 #include <linux/rcupdate.h>
 
 /**
- * folio_is_offlru() - Whether a folio is a file page off the LRU
- * @folio: any folio
+ * page_is_offlru() - Whether a page is a file page off the LRU
+ * @page: any page
  *
  * Context: any.  Without the folio lock the answer may be outdated; a reference
  *          is not needed: inodes with such pages are freed after an RCU grace
  *          period.
  */
-static inline bool folio_is_offlru(const struct folio *folio)
+static inline bool page_is_offlru(const struct page *page)
 {
+	const struct folio *folio = page_folio(page);
 	struct address_space *mapping;
 
 	if (!IS_ENABLED(CONFIG_FILEMAP_OFFLRU))
 		return false;
 
-	if (folio_test_lru(folio) || !folio_test_unevictable(folio) ||
-	    page_has_type(&folio->page))
+	/* Without a reference, it may be part of something else by now. */
+	if (!test_bit(PG_unevictable, &folio->flags.f) || PageLRU(page) ||
+	    page_has_type(page))
 		return false;
 
 	guard(rcu)();

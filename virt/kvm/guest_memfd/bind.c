@@ -108,9 +108,12 @@ void gmem_bind_invalidate_begin(struct inode *inode, pgoff_t start, pgoff_t end)
 	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
 	guard(mutex)(&gi->bind_lock);
-	list_for_each_entry(f, &gi->files, entry)
+	list_for_each_entry(f, &gi->files, entry) {
 		f->invalidating = gmem_file_invalidate_begin(f, start, end,
 							     gmem_filter(inode));
+		if (f->invalidating)
+			kvm_arch_guest_memory_reclaimed(f->kvm);
+	}
 }
 
 void gmem_bind_convert_begin(struct inode *inode, pgoff_t start, pgoff_t end,
@@ -191,8 +194,10 @@ bool gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 	filemap_invalidate_lock(inode->i_mapping);
 	mutex_lock(&gi->bind_lock);
 
-	if (gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode)))
+	if (gmem_file_invalidate_begin(f, 0, ULONG_MAX, gmem_filter(inode))) {
 		gmem_file_invalidate_end(f);
+		kvm_arch_guest_memory_reclaimed(f->kvm);
+	}
 
 	while ((node = gmem_first_binding(f, 0, ULONG_MAX))) {
 		interval_tree_remove(node, &f->bindings);

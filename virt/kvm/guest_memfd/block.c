@@ -64,6 +64,8 @@ void gmem_block_init_folio(struct folio *folio)
 		return;
 
 	clear_highpage(&folio->page);
+	/* There is no copy elsewhere.  memory_failure() wants to know. */
+	folio_mark_dirty(folio);
 	folio_mark_uptodate(folio);
 }
 

@@ -41,8 +41,9 @@
 #include "trace.h"
 
 /* How long to wait for references in all of a conversion, in ms. */
+#define GMEM_WAIT		200
+/* And for a page that is pinned, which I/O in progress is a part of, at most. */
 #define GMEM_WAIT_PINNED	10
-#define GMEM_WAIT_OTHER		200
 
 /* How many pages to look at before others get their turn. */
 #define GMEM_BATCH		512
@@ -97,19 +98,27 @@ static long gmem_convert_trim(struct gmem_conversion *c)
  */
 static int gmem_convert_wait(struct gmem_conversion *c, struct folio *folio)
 {
+	enum lru_cache_drained drained = LRU_CACHE_NOT_DRAINED;
 	struct address_space *mapping = c->inode->i_mapping;
-	unsigned int limit, nap = 20;
+	unsigned long now, pinned_since = 0;
+	unsigned int round, nap = 20;
+	bool give_up;
 
 	if (!c->wait_since)
 		c->wait_since = jiffies ?: 1;
 
-	for (;;) {
+	for (round = 1; ; round++) {
 		folio_lock(folio);
-		if (folio_mapped(folio))
+		if (folio_mapped(folio)) {
 			unmap_mapping_pages(mapping, folio->index, 1, true);
+			drained = LRU_CACHE_NOT_DRAINED;
+		}
 		folio_unlock(folio);
 
-		lru_cache_drain_for_folio(folio, 0, NULL);
+		/* To drain disturbs all CPUs: do it again now and then only. */
+		if (round % 16 == 0)
+			drained = LRU_CACHE_NOT_DRAINED;
+		lru_cache_drain_for_folio(folio, 0, &drained);
 
 		/* As in gmem_convert_check(), which says why. */
 		smp_mb();
@@ -123,9 +132,14 @@ static int gmem_convert_wait(struct gmem_conversion *c, struct folio *folio)
 		if (fatal_signal_pending(current))
 			return -EINTR;
 
-		limit = folio_maybe_dma_pinned(folio) ? GMEM_WAIT_PINNED :
-							GMEM_WAIT_OTHER;
-		if (time_after(jiffies, c->wait_since + msecs_to_jiffies(limit))) {
+		now = jiffies;
+		give_up = time_after(now, c->wait_since + msecs_to_jiffies(GMEM_WAIT));
+		if (folio_maybe_dma_pinned(folio)) {
+			pinned_since = pinned_since ?: now ?: 1;
+			give_up |= time_after(now, pinned_since +
+						   msecs_to_jiffies(GMEM_WAIT_PINNED));
+		}
+		if (give_up) {
 			c->error_index = folio->index;
 			return -EAGAIN;
 		}
@@ -246,6 +260,12 @@ static int gmem_convert_locked(struct gmem_conversion *c)
 							   gi->nr_private - nr);
 	}
 
+	/*
+	 * Who looks at the state without a lock, and then sees no invalidation,
+	 * has seen the new state.  Pairs with the smp_rmb() after a guest fault
+	 * has sampled mmu_invalidate_seq.
+	 */
+	smp_wmb();
 	gmem_bind_invalidate_end(c->inode);
 	WRITE_ONCE(gi->nr_converting, 0);
 	return ret;
@@ -263,9 +283,11 @@ int gmem_convert(struct inode *inode, pgoff_t start, pgoff_t end,
 	};
 	int ret;
 
-	filemap_invalidate_lock(inode->i_mapping);
-	ret = gmem_convert_locked(&c);
-	filemap_invalidate_unlock(inode->i_mapping);
+	ret = down_write_killable(&inode->i_mapping->invalidate_lock);
+	if (!ret) {
+		ret = gmem_convert_locked(&c);
+		filemap_invalidate_unlock(inode->i_mapping);
+	}
 
 	trace_kvm_gmem_convert(inode, start, end, to_private, ret);
 	*error_index = c.error_index;

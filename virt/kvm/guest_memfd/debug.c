@@ -3,9 +3,9 @@
  * guest_memfd in debugfs, for tests: CONFIG_KVM_GUEST_MEMFD_DEBUG.
  *
  * kvm/PID-FD/gmem-populate takes "GFN SOURCE NPAGES" and does what the launch of
- * a confidential guest does, with a copy for encryption, in a VM of any type that
- * has private memory.  A SOURCE of 0 leaves the pages what they have.  write()
- * fails as kvm_gmem_populate() does, and with -EIO if that did a part only.
+ * a confidential guest does, with a copy for encryption, in a software-protected
+ * VM.  A SOURCE of 0 leaves the pages what they have.  write() fails as
+ * kvm_gmem_populate() does, and with -EIO if that did a part only.
  */
 #include <linux/debugfs.h>
 #include <linux/highmem.h>
@@ -29,6 +29,10 @@ static ssize_t gmem_debug_populate(struct file *file, const char __user *ubuf,
 	unsigned long gfn, source;
 	long npages, done;
 	char buf[80];
+
+	/* Hardware does not let the host write to what it protects. */
+	if (kvm->arch.vm_type != KVM_X86_SW_PROTECTED_VM)
+		return -EINVAL;
 
 	if (count >= sizeof(buf))
 		return -EINVAL;

@@ -173,7 +173,7 @@ static unsigned long gmem_count_poisoned(struct inode *inode)
 	xas_for_each(&xas, folio, ULONG_MAX) {
 		if (xas_retry(&xas, folio))
 			continue;
-		nr += folio_test_hwpoison(folio);
+		nr += PageHWPoison(&folio->page);
 		if (need_resched()) {
 			xas_pause(&xas);
 			cond_resched_rcu();

@@ -328,8 +328,8 @@ void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio);
  * @to_private: what to make of it
  * @error_index: with -EAGAIN and -ENOMEM, the first page in the way
  *
- * Context: takes invalidate_lock.  May sleep, for some 100 ms where somebody
- *          refers to a page.
+ * Context: takes invalidate_lock.  May sleep, for 200 ms where somebody refers
+ *          to a page.
  * Return: 0; -EAGAIN if somebody still refers to a page, -ENOMEM, or -EINTR if
  *         the task is being killed: then nothing has changed (I3).
  */

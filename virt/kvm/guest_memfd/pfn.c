@@ -56,16 +56,15 @@ static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
 
 	gmem_block_init_folio(folio);
 
-	if (IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT) &&
+	if (kvm_arch_gmem_owns_pages(kvm) &&
 	    gmem_is_private(inode, gmem_gfn_to_index(slot, gfn))) {
+		WRITE_ONCE(GMEM_I(inode)->owned, true);
 		ret = kvm_arch_gmem_make_private(kvm, gfn, folio_pfn(folio), 1);
 		if (ret) {
 			folio_unlock(folio);
 			folio_put(folio);
 			return ERR_PTR(ret);
 		}
-		if (kvm_arch_gmem_owns_pages(kvm))
-			WRITE_ONCE(GMEM_I(inode)->owned, true);
 	}
 
 	folio_unlock(folio);

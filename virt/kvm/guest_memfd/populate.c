@@ -38,11 +38,14 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	/* invalidate_lock keeps the page; the hook may sleep for long. */
 	folio_unlock(folio);
 
+	/* The hook may fail to undo what it did. */
+	if (kvm_arch_gmem_owns_pages(kvm))
+		WRITE_ONCE(GMEM_I(file_inode(file))->owned, true);
+
 	ret = post_populate(kvm, gfn, folio_pfn(folio), src, opaque);
 	if (!ret) {
+		folio_mark_dirty(folio);
 		folio_mark_uptodate(folio);
-		if (kvm_arch_gmem_owns_pages(kvm))
-			WRITE_ONCE(GMEM_I(file_inode(file))->owned, true);
 	}
 
 	folio_put(folio);
