@@ -3,9 +3,9 @@
 ARCH ?= x86_64
 CONFIG ?= small
 $(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
-$(if $(filter-out small debug,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small and debug))
+$(if $(filter-out small debug bench,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug and bench))
 
-.PHONY: help deps tree export kernel shell demo check lint clean distclean
+.PHONY: help deps tree export kernel shell demo check bench lint clean distclean
 .NOTPARALLEL:
 
 help:
@@ -17,6 +17,8 @@ help:
 #@              (8 min on a fresh machine, later 1 min)
 #@   check      run every test; ends with "N passed, N failed, N skipped"
 #@              (9 min with a warm compiler cache; cold, two kernels more)
+#@   bench      measure our kernel and the base in instructions, against goals
+#@              (2 min; the first time, two kernels more)
 #@
 #@   deps       install what is missing, through the package manager (1 min)
 #@   tree       build/linux: the base kernel and the series as git commits
@@ -30,7 +32,7 @@ help:
 #@   distclean  remove build/ with all that is in it
 #@
 #@   ARCH=x86_64|arm64     for kernel, shell, demo          [x86_64]
-#@   CONFIG=small|debug    for kernel, shell                [small]
+#@   CONFIG=small|debug|bench    for kernel, shell          [small]
 #@   SUITES="unit series x86 arm64"  for check              [all that exist]
 #@   BOOT=npt0             for check: only boots of that name
 #@   BASE_TREE=PATH        for all: a git tree or tarball of Linux 7.3 instead
@@ -58,6 +60,9 @@ demo: tree
 
 check: tree
 	@harness/check
+
+bench: tree
+	@harness/bench
 
 lint: tree
 	@harness/lint

@@ -2,9 +2,11 @@
 /*
  * File pages off the LRU.  linux/filemap_offlru.h says what and why.
  */
+#include <linux/align.h>
 #include <linux/export.h>
 #include <linux/filemap_offlru.h>
 #include <linux/memcontrol.h>
+#include <linux/sizes.h>
 #include <linux/userfaultfd_k.h>
 
 #include "internal.h"
@@ -67,6 +69,9 @@ static bool map_folio(struct vm_fault *vmf, struct folio *folio,
 	return mapped;
 }
 
+/* What is mapped around a fault in the middle of nowhere: as much as elsewhere. */
+#define OFFLRU_AROUND	max(SZ_64K >> PAGE_SHIFT, 1UL)
+
 /**
  * filemap_offlru_map() - Map the pages around a fault that a file has
  * @vmf: the fault, in a shared mapping of a file whose pages are off the LRU
@@ -79,6 +84,10 @@ static bool map_folio(struct vm_fault *vmf, struct folio *folio,
  * compared to taking a fault.  Where the fault is a write, neighbours are mapped
  * dirty, so that architectures need no second fault to find out.
  *
+ * Maps all of the range if one neighbour of the page is mapped, as in a walk
+ * through memory; the page alone if both are, as it is the one that was missing;
+ * and 64 KiB otherwise.
+ *
  * Context: for ->fault() and ->map_pages().  The caller keeps pages from leaving
  *          the file, and wants the user to have each page of the range.  Does
  *          not sleep.
@@ -90,21 +99,15 @@ vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
 	struct address_space *mapping = vma->vm_file->f_mapping;
 	unsigned long before = pte_index(vmf->address);
 	unsigned long after = PTRS_PER_PTE - 1 - before;
-	pgoff_t pgoff = vmf->pgoff;
+	pgoff_t pgoff = vmf->pgoff, index;
+	bool mapped_before, mapped_after;
 	unsigned int nr_mapped = 0;
 	struct folio *folio;
-	unsigned long addr;
 	vm_fault_t ret = 0;
 	pte_t *pte;
 
-	if (uffd_disable_fault_around(vma))
-		before = after = 0;
 	before = min(before, pgoff - vma_start_pgoff(vma));
 	after = min(after, vma_start_pgoff(vma) + vma_pages(vma) - 1 - pgoff);
-	first = max(first, pgoff - before);
-	last = min(last, pgoff + after);
-
-	XA_STATE(xas, &mapping->i_pages, first);
 
 	if (pmd_none(*vmf->pmd)) {
 		if (!vmf->prealloc_pte)
@@ -112,25 +115,39 @@ vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
 		pmd_install(vma->vm_mm, vmf->pmd, &vmf->prealloc_pte);
 	}
 
-	addr = vmf->address - ((pgoff - first) << PAGE_SHIFT);
-	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, addr, &vmf->ptl);
+	pte = pte_offset_map_lock(vma->vm_mm, vmf->pmd, vmf->address, &vmf->ptl);
 	if (!pte)
 		return 0;
 
+	mapped_before = before && !pte_none(ptep_get(pte - 1));
+	mapped_after = after && !pte_none(ptep_get(pte + 1));
+	if ((mapped_before && mapped_after) || uffd_disable_fault_around(vma)) {
+		first = pgoff;
+		last = pgoff;
+	} else if (!mapped_before && !mapped_after) {
+		first = max(first, ALIGN_DOWN(pgoff, OFFLRU_AROUND));
+		last = min(last, ALIGN_DOWN(pgoff, OFFLRU_AROUND) + OFFLRU_AROUND - 1);
+	}
+	first = max(first, pgoff - before);
+	last = min(last, pgoff + after);
+
+	XA_STATE(xas, &mapping->i_pages, first);
+
 	rcu_read_lock();
 	xas_for_each(&xas, folio, last) {
-		unsigned long nr = xas.xa_index - first;
-
 		if (xas_retry(&xas, folio))
 			continue;
 
-		vmf->pte = pte + nr;
-		if (!map_folio(vmf, folio, addr + (nr << PAGE_SHIFT)))
-			continue;
+		index = xas.xa_index;
+		vmf->pte = pte + index - pgoff;
+		if (map_folio(vmf, folio, vmf->address + ((index - pgoff) << PAGE_SHIFT))) {
+			nr_mapped++;
+			if (index == pgoff)
+				ret = VM_FAULT_NOPAGE;
+		}
 
-		nr_mapped++;
-		if (xas.xa_index == pgoff)
-			ret = VM_FAULT_NOPAGE;
+		if (index == last)
+			break;
 	}
 	rcu_read_unlock();
 

@@ -174,8 +174,11 @@ static int gmem_convert_check(struct gmem_conversion *c)
 		if (xas_retry(&xas, folio))
 			continue;
 
-		if (likely(folio_ref_count(folio) == 1) && ++batch < GMEM_BATCH)
+		if (likely(folio_ref_count(folio) == 1) && ++batch < GMEM_BATCH) {
+			if (xas.xa_index == c->end - 1)
+				break;
 			continue;
+		}
 
 		batch = 0;
 		xas_pause(&xas);

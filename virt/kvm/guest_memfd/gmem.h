@@ -381,7 +381,10 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 
 /* Whether hardware keeps a record of the VM's pages, which conversion updates. */
 #ifndef kvm_arch_gmem_owns_pages
-#define kvm_arch_gmem_owns_pages(kvm)	false
+static inline bool kvm_arch_gmem_owns_pages(struct kvm *kvm)
+{
+	return false;
+}
 #endif
 
 #ifndef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT

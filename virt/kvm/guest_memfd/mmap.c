@@ -16,8 +16,8 @@
 
 #include "gmem.h"
 
-/* What is mapped at once, if it is there: as much as core-mm does. */
-#define GMEM_FAULT_AROUND	max(SZ_64K >> PAGE_SHIFT, 1UL)
+/* What is mapped at once, if it is there and the user walks through it. */
+#define GMEM_FAULT_AROUND	max(SZ_256K >> PAGE_SHIFT, 1UL)
 
 /* Map what is present and shared around a fault, if the page it is about is. */
 static vm_fault_t gmem_map_around(struct vm_fault *vmf, struct inode *inode)

@@ -10,29 +10,25 @@
 
 /* The file by the inode number that /proc/PID/fdinfo has too; [start, end) in pages. */
 TRACE_EVENT(kvm_gmem_convert,
-	TP_PROTO(const struct inode *inode, pgoff_t start, pgoff_t end,
-		 bool to_private, int ret),
-	TP_ARGS(inode, start, end, to_private, ret),
+	    TP_PROTO(const struct inode *inode, pgoff_t start, pgoff_t end,
+		     bool to_private, int ret),
+	    TP_ARGS(inode, start, end, to_private, ret),
 
-	TP_STRUCT__entry(
-		__field(u64, ino)
-		__field(u64, start)
-		__field(u64, end)
-		__field(bool, to_private)
-		__field(int, ret)
-	),
+	    TP_STRUCT__entry(__field(u64, ino)
+			     __field(u64, start)
+			     __field(u64, end)
+			     __field(bool, to_private)
+			     __field(int, ret)),
 
-	TP_fast_assign(
-		__entry->ino = inode->i_ino;
-		__entry->start = start;
-		__entry->end = end;
-		__entry->to_private = to_private;
-		__entry->ret = ret;
-	),
+	    TP_fast_assign(__entry->ino = inode->i_ino;
+			   __entry->start = start;
+			   __entry->end = end;
+			   __entry->to_private = to_private;
+			   __entry->ret = ret;),
 
-	TP_printk("ino=%llu start=0x%llx end=0x%llx to=%s ret=%d",
-		  __entry->ino, __entry->start, __entry->end,
-		  __entry->to_private ? "private" : "shared", __entry->ret)
+	    TP_printk("ino=%llu start=0x%llx end=0x%llx to=%s ret=%d",
+		      __entry->ino, __entry->start, __entry->end,
+		      __entry->to_private ? "private" : "shared", __entry->ret)
 );
 
 #endif /* __KVM_GMEM_TRACE_H */

@@ -97,7 +97,7 @@ mutant publish-before-filled 's/node = (take_node\(c, order, word\));/{
 	}/'
 mutant free-without-grace-period 's/kvfree_rcu_mightsleep\(word\)/kfree(word)/'
 mutant free-before-unlink 's/(\trcu_assign_pointer.*\n)(\t*retire\(word, order\);\n)/$2$1/'
-mutant free-before-collapse 's/(\trcu_assign_pointer.*\n)(\t*kvfree_rcu_mightsleep\(node\);\n)/$2$1/'
+mutant free-before-collapse 's/(\trcu_assign_pointer.*\n)(\t*kvfree_rcu_\w+\(node\);\n)/$2$1/'
 mutant free-table-before-words \
 	's/(\t\/\* The table itself.*?\n\t}\n)\n(\tkvfree_rcu_mightsleep\(word\);\n)/$2$1/s'
 mutant overlay-freed-node 's/(\tkvfree_rcu_mightsleep\(word\))/\t*(void **)word = NULL;\n$1/'

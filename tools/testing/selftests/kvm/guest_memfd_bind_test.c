@@ -598,6 +598,8 @@ FIXTURE_SETUP(protected)
 
 	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
 		SKIP(return, "no software-protected VMs (they need the TDP MMU)");
+	if (!kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES))
+		SKIP(return, "VMs have no attributes: vm_memory_attributes=N");
 
 	self->vm = __vm_create_shape_with_one_vcpu(shape, &self->vcpu, 1, gmem_guest_code);
 	gmem_catch_sigbus();

@@ -11,6 +11,7 @@
  * Most cases keep a model of the file (state, presence and contents of each
  * page) next to the file and compare the two after each step.
  */
+#include <pthread.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -2034,6 +2035,39 @@ static void expect_held(struct __test_metadata *_metadata, struct gmodel *m,
 	expect_model(_metadata, m);
 }
 
+static void *let_go_soon(void *arg)
+{
+	struct holder *h = arg;
+	u64 word;
+
+	usleep(30000);
+	return (void *)(long)read(h->pipe[0], &word, sizeof(word));
+}
+
+/* What ends by itself in a moment is waited for.  A pin is not, for that long. */
+TEST_F(held, for_a_moment)
+{
+	struct gmodel *m = &self->m;
+	pthread_t thread;
+	int round;
+	void *ret;
+
+	if (variant->uring)
+		return;
+
+	write_all(_metadata, m);
+	for (round = 0; round < 5; round++) {
+		hold(_metadata, &self->a, page_of(m, BAD), sizeof(u64));
+		ASSERT_EQ(0, pthread_create(&thread, NULL, let_go_soon, &self->a));
+		to_private(_metadata, m, 0, NR_PAGES);
+		ASSERT_EQ(0, pthread_join(thread, &ret));
+		ASSERT_EQ(sizeof(u64), (long)ret);
+		self->a.holds = false;
+		to_shared(_metadata, m, 0, NR_PAGES);
+	}
+	expect_model(_metadata, m);
+}
+
 /*
  * One page in a range: the first, the last, or another.  A refusal may take its
  * time, in which the kernel waits for the holder: there are few of them here.
@@ -2740,6 +2774,32 @@ static void vm_attributes(struct __test_metadata *_metadata, struct kvm_vm *vm, 
 	} else {
 		ASSERT_WORKS(ioctl(vm->fd, KVM_SET_MEMORY_ATTRIBUTES, &arg));
 	}
+}
+
+/*
+ * What the guest has mapped in one way must not stay so: each page converted leaves
+ * its tables, at once and alone.  Here it would do no harm, with RMP or HKID it would.
+ */
+TEST_F(protected, conversion_zaps)
+{
+	struct gguest *g = &self->g;
+	struct gmodel *m = &g->m;
+	unsigned int i;
+	u64 before;
+
+	for (i = 0; i < NR_PAGES; i++)
+		guest_writes(_metadata, g, i);
+
+	before = vm_get_stat(g->vm, pages_4k);
+	to_private(_metadata, m, 2, 3);
+	EXPECT_EQ(before - 3, vm_get_stat(g->vm, pages_4k));
+	for (i = 0; i < NR_PAGES; i++)
+		guest_writes(_metadata, g, i);
+	EXPECT_EQ(before, vm_get_stat(g->vm, pages_4k));
+
+	to_shared(_metadata, m, 3, 1);
+	EXPECT_EQ(before - 1, vm_get_stat(g->vm, pages_4k));
+	expect_guest(_metadata, g);
 }
 
 /* In the slot of such a file they say nothing, before and after it is made. */

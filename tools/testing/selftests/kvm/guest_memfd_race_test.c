@@ -245,7 +245,7 @@ static void race_judge(struct race_actor *a, u64 kind, int page, int owner, u64 
  */
 static int syscall_fd;
 
-static __attribute__((__noinline__)) int race_syscall(u64 *word, u64 *val, bool write, bool pins)
+static noinline int race_syscall(u64 *word, u64 *val, bool write, bool pins)
 {
 	struct iovec local = { val, sizeof(*val) }, remote = { word, sizeof(*word) };
 	ssize_t ret;
@@ -256,10 +256,9 @@ static __attribute__((__noinline__)) int race_syscall(u64 *word, u64 *val, bool 
 		ret = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
 	else if (!write)
 		ret = pwrite(syscall_fd, word, sizeof(*word), 0);
-	else if (pwrite(syscall_fd, val, sizeof(*val), 0) != sizeof(*val))
-		return -ENOSPC;
 	else
-		ret = pread(syscall_fd, word, sizeof(*word), 0);
+		ret = pwrite(syscall_fd, val, sizeof(*val), 0) == sizeof(*val) ?
+		      pread(syscall_fd, word, sizeof(*word), 0) : 0;
 
 	if (ret == sizeof(*word))
 		return 0;
@@ -267,7 +266,7 @@ static __attribute__((__noinline__)) int race_syscall(u64 *word, u64 *val, bool 
 }
 
 /* Not inline: a guest has no thread-local data, not even for a look at it. */
-static __attribute__((__noinline__)) int race_host(u64 *word, u64 *val, bool write)
+static noinline int race_host(u64 *word, u64 *val, bool write)
 {
 	int code;
 
@@ -653,21 +652,35 @@ static void race_give_up(struct race_thread *t, int err, const char *what)
 	race_put(&t->r->ctl->stop, 1);
 }
 
+/* KVM_RUN until it exits, or t->what comes with a signal. */
+static int race_run(struct race_thread *t)
+{
+	int ret;
+
+	do {
+		ret = __vcpu_run(t->vcpu);
+	} while (ret && errno == EINTR && !READ_ONCE(t->what));
+
+	assert_on_unhandled_exception(t->vcpu);
+	return ret;
+}
+
 static void *vcpu_thread(void *arg)
 {
 	struct race_thread *t = arg;
 
 	for (;;) {
-		if (!_vcpu_run(t->vcpu)) {
-			if (get_ucall(t->vcpu, NULL) != UCALL_DONE) {
-				race_give_up(t, t->vcpu->run->exit_reason, "exit of KVM_RUN");
-				vcpu_dump(stderr, t->vcpu, 2);
-			}
+		if (!race_run(t)) {
+			if (get_ucall(t->vcpu, NULL) == UCALL_DONE)
+				return NULL;
+			race_give_up(t, t->vcpu->run->exit_reason, "exit of KVM_RUN");
+			vcpu_dump(stderr, t->vcpu, 2);
 			return NULL;
 		}
 
 		if (errno != EFAULT || t->vcpu->run->exit_reason != KVM_EXIT_MEMORY_FAULT) {
-			race_give_up(t, errno, "KVM_RUN");
+			race_give_up(t, errno, t->what ?: "KVM_RUN");
+			vcpu_dump(stderr, t->vcpu, 2);
 			return NULL;
 		}
 
@@ -959,6 +972,26 @@ static bool race_over(struct race *r, u64 end)
 	return now_ms() >= end || race_stopped(r) || race_any_verdict(r);
 }
 
+static void wake_up(int sig)
+{
+}
+
+/* A guest that is lost does not look whether it should stop. */
+static void race_join_vcpu(struct race_thread *t)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	ts.tv_sec += 20;
+	if (!pthread_timedjoin_np(t->thread, NULL, &ts))
+		return;
+
+	signal(SIGUSR1, wake_up);
+	WRITE_ONCE(t->what, "the guest does not stop");
+	pthread_kill(t->thread, SIGUSR1);
+	kvm_pthread_join(t->thread, NULL);
+}
+
 /* Stop everybody.  A thread without a function is this one. */
 static void race_stop(struct __test_metadata *_metadata, struct race *r,
 		      struct race_crew *crew)
@@ -969,7 +1002,9 @@ static void race_stop(struct __test_metadata *_metadata, struct race *r,
 	for (i = 0; i < crew->nr; i++) {
 		struct race_thread *t = &crew->threads[i];
 
-		if (t->thread)
+		if (t->vcpu)
+			race_join_vcpu(t);
+		else if (t->thread)
 			kvm_pthread_join(t->thread, NULL);
 		EXPECT_EQ(NULL, t->what)
 			TH_LOG("thread %d of actor %d: %s: %d (%s)", i, t->me, t->what,

@@ -131,8 +131,10 @@ do {										\
 
 #define EXPECT_HOST_REFUSED(mem, page)						\
 do {										\
-	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(page_of(mem, page)));		\
-	EXPECT_EQ(BUS_ADRERR, gmem_touch_write(page_of(mem, page), 0x77));	\
+	u64 *__p = page_of(mem, page);						\
+										\
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(__p));				\
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_write(__p, 0x77));			\
 } while (0)
 
 /*

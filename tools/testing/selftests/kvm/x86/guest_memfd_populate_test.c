@@ -60,6 +60,8 @@ FIXTURE_SETUP(populate)
 
 	if (!(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM)))
 		SKIP(return, "no software-protected VMs (they need the TDP MMU)");
+	if (!variant->flags && !kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES))
+		SKIP(return, "VMs have no attributes: vm_memory_attributes=N");
 
 	page_size = getpagesize();
 	gmem_catch_sigbus();

@@ -1,0 +1,842 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What guest_memfd costs: user faults, guest faults, allocation, conversion.
+ *
+ * Made for a machine that is emulated so that its clock counts instructions
+ * (QEMU's -icount shift=0,sleep=off): then a nanosecond is an instruction, of
+ * the kernel, of this program, or of its guest, and a second run gives the same.
+ * Elsewhere the figures are nanoseconds, with all their noise.
+ *
+ * Each line of the output is "NAME VALUE UNIT".  What a kernel cannot do it has
+ * no line for.  Where pages cannot be converted in place, what is measured under
+ * the same name is what a VMM does instead: an allocation for private memory,
+ * one for shared memory, and KVM_SET_MEMORY_ATTRIBUTES.
+ *
+ * gmem-bench		all on one CPU
+ * gmem-bench two	conversion on one CPU of memory that another one touched
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <linux/falloc.h>
+#include <fcntl.h>
+
+#include "vm.h"
+
+#define KIB		1024ul
+#define MIB		(1024 * KIB)
+#define SHARED_FILE	(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
+#define PRIVATE		KVM_MEMORY_ATTRIBUTE_PRIVATE
+#define MAX_SAMPLES	64
+
+/* Not where the guest's code is: no page table, nor a huge page, of both. */
+#define GPA		0x200000
+#define SLOT		1
+
+static size_t page;		/* bytes */
+static bool can_convert;	/* pages of a guest_memfd, in place */
+
+static void must(const char *what, int ret)
+{
+	if (ret < 0)
+		give_up(1, "%s: %s", what, strerror(errno));
+}
+
+/* Time, and what it takes to ask for it. */
+
+static __u64 now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ull + ts.tv_nsec;
+}
+
+static __u64 asking;
+
+static __u64 since(__u64 start)
+{
+	__u64 passed = now() - start;
+
+	return passed > asking ? passed - asking : 0;
+}
+
+struct samples {
+	int nr;
+	__u64 value[MAX_SAMPLES];
+};
+
+static void add(struct samples *s, __u64 value)
+{
+	s->value[s->nr++ % MAX_SAMPLES] = value;
+}
+
+static int compare(const void *a, const void *b)
+{
+	__u64 x = *(const __u64 *)a, y = *(const __u64 *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static __u64 quantile(struct samples *s, int part, int parts)
+{
+	int nr = s->nr < MAX_SAMPLES ? s->nr : MAX_SAMPLES;
+
+	qsort(s->value, nr, sizeof(s->value[0]), compare);
+	return s->value[nr * part / parts];
+}
+
+static __u64 least(struct samples *s)
+{
+	return quantile(s, 0, 1);
+}
+
+static __u64 median(struct samples *s)
+{
+	return quantile(s, 1, 2);
+}
+
+static void report(const char *name, double value)
+{
+	printf("%s %.*f instructions\n", name, value < 1000 ? 1 : 0, value);
+	fflush(stdout);
+}
+
+/* NAME-PART */
+static void report_part(const char *name, const char *part, double value)
+{
+	char both[80];
+
+	snprintf(both, sizeof(both), "%s-%s", name, part);
+	report(both, value);
+}
+
+/*
+ * A VM with a file as its memory.  The host's memory is a mapping of the file,
+ * or, where pages cannot be converted in place, its own.
+ */
+struct memory {
+	struct vm vm;
+	int file;
+	size_t size;
+	char *host;
+	bool in_place;
+};
+
+/* @size 0: remove. */
+static void memory_bind(const struct memory *m, size_t size)
+{
+	const struct kvm_userspace_memory_region2 region = {
+		.slot = SLOT,
+		.flags = KVM_MEM_GUEST_MEMFD,
+		.guest_phys_addr = GPA,
+		.memory_size = size,
+		.userspace_addr = (unsigned long)m->host,
+		.guest_memfd = m->file,
+	};
+
+	must("memslot", ioctl(m->vm.fd, KVM_SET_USER_MEMORY_REGION2, &region));
+}
+
+static char *map(struct memory *m)
+{
+	if (m->in_place)
+		return mmap(NULL, m->size, PROT_READ | PROT_WRITE, MAP_SHARED, m->file, 0);
+
+	return mmap(NULL, m->size, PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+static void memory_create(struct memory *m, int type, size_t size, __u64 flags)
+{
+	m->size = size;
+	m->in_place = flags & GUEST_MEMFD_FLAG_MMAP;
+	vm_create(&m->vm, type);
+	m->file = vm_gmem_create(&m->vm, size, flags);
+	if (m->file < 0)
+		give_up(1, "guest_memfd with flags %llx: %s", flags, strerror(-m->file));
+	m->host = map(m);
+	if (m->host == MAP_FAILED)
+		give_up(1, "mmap: %s", strerror(errno));
+	memory_bind(m, size);
+}
+
+/* Memory that can be converted: in place, or the way it is done without. */
+static void memory_create_convertible(struct memory *m, size_t size)
+{
+	memory_create(m, vm_private_type(), size, can_convert ? SHARED_FILE : 0);
+}
+
+static void memory_destroy(struct memory *m)
+{
+	munmap(m->host, m->size);
+	close(m->file);
+	vm_destroy(&m->vm);
+}
+
+/* Lose all user page tables of the memory, not the memory itself. */
+static void memory_remap(struct memory *m)
+{
+	if (mmap(m->host, m->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		 m->file, 0) != m->host)
+		give_up(1, "mmap: %s", strerror(errno));
+}
+
+/* Lose all page tables of the guest. */
+static void memory_rebind(struct memory *m)
+{
+	memory_bind(m, 0);
+	memory_bind(m, m->size);
+}
+
+static void make_hole(struct memory *m, size_t offset, size_t size)
+{
+	must("punch hole", fallocate(m->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+				     offset, size));
+}
+
+static void allocate(struct memory *m, size_t offset, size_t size)
+{
+	must("fallocate", fallocate(m->file, FALLOC_FL_KEEP_SIZE, offset, size));
+}
+
+static void set_state(struct memory *m, size_t offset, size_t size, __u64 attributes)
+{
+	struct kvm_memory_attributes2 state = {
+		.offset = offset,
+		.size = size,
+		.attributes = attributes,
+	};
+	struct kvm_memory_attributes vm = {
+		.address = GPA + offset,
+		.size = size,
+		.attributes = attributes,
+	};
+
+	if (m->in_place)
+		must("convert", ioctl(m->file, KVM_SET_MEMORY_ATTRIBUTES2, &state));
+	else
+		must("set attributes", ioctl(m->vm.fd, KVM_SET_MEMORY_ATTRIBUTES, &vm));
+}
+
+static void to_private(struct memory *m, size_t offset, size_t size)
+{
+	set_state(m, offset, size, PRIVATE);
+	if (!m->in_place) {
+		allocate(m, offset, size);
+		must("madvise", madvise(m->host + offset, size, MADV_DONTNEED));
+	}
+}
+
+static void to_shared(struct memory *m, size_t offset, size_t size)
+{
+	set_state(m, offset, size, 0);
+	if (!m->in_place)
+		make_hole(m, offset, size);
+}
+
+static void touch(char *start, size_t size, size_t step, bool write)
+{
+	char *p;
+
+	for (p = start; p < start + size; p += step) {
+		if (write)
+			WRITE_ONCE(*p, 1);
+		else
+			(void)READ_ONCE(*p);
+	}
+}
+
+static __u64 time_touch(char *start, size_t size, size_t step, bool write)
+{
+	__u64 start_time = now();
+
+	touch(start, size, step, write);
+	return since(start_time);
+}
+
+/* The guest writes a word to each page, and comes back to the VMM each time. */
+static void touch_guest(struct memory *m, size_t size, size_t step)
+{
+	size_t offset;
+
+	for (offset = 0; offset < size; offset += step) {
+		if (vm_guest_write(&m->vm, GPA + offset, 1))
+			give_up(1, "the guest cannot write at %zx", offset);
+	}
+}
+
+static __u64 time_guest(struct memory *m, size_t step)
+{
+	__u64 start = now();
+
+	touch_guest(m, m->size, step);
+	return since(start);
+}
+
+/* The cases */
+
+static void bench_clock(void)
+{
+	struct samples s = {};
+	__u64 start;
+	int i;
+
+	for (i = 0; i < MAX_SAMPLES; i++) {
+		start = now();
+		add(&s, now() - start);
+	}
+	asking = median(&s);
+	report("clock", asking);
+}
+
+/* One that is refused at once; kvm's way in and out. */
+static void bench_ioctl(void)
+{
+	struct samples s = {};
+	struct memory m;
+	__u64 start;
+	int i;
+
+	memory_create(&m, -1, page, SHARED_FILE);
+	for (i = 0; i < MAX_SAMPLES; i++) {
+		start = now();
+		ioctl(m.file, KVM_GET_API_VERSION, 0);
+		add(&s, since(start));
+	}
+	report("ioctl", median(&s));
+	memory_destroy(&m);
+}
+
+static void bench_fallocate(void)
+{
+	struct samples s = {};
+	struct memory m;
+	__u64 start;
+	int i;
+
+	memory_create(&m, -1, 16 * MIB, SHARED_FILE);
+	for (i = 0; i < 5; i++) {
+		start = now();
+		allocate(&m, 0, m.size);
+		add(&s, since(start));
+		make_hole(&m, 0, m.size);
+	}
+	report("fallocate-page", (double)median(&s) / (m.size / page));
+	memory_destroy(&m);
+}
+
+/*
+ * User faults, per page.  Of pages in a row, one fault may map many; "alone" is
+ * a page without neighbours, in a place where there is a page table already.
+ */
+static void bench_user_fault(void)
+{
+	static const char * const access[] = { "read", "write" };
+	struct samples fresh, present, alone;
+	size_t nr, far = 64 * KIB;
+	struct memory m;
+	char name[64];
+	int i, write;
+
+	memory_create(&m, -1, 16 * MIB, SHARED_FILE);
+	nr = m.size / page;
+
+	for (write = 0; write < 2; write++) {
+		fresh.nr = 0;
+		present.nr = 0;
+		alone.nr = 0;
+
+		for (i = 0; i < 5; i++) {
+			add(&fresh, time_touch(m.host, m.size, page, write));
+			memory_remap(&m);
+			add(&present, time_touch(m.host, m.size, page, write));
+			make_hole(&m, 0, m.size);
+
+			touch(m.host, m.size, far, write);
+			memory_remap(&m);
+			/* For the page tables; these pages are not counted. */
+			touch(m.host, m.size, 2 * MIB, write);
+			add(&alone, time_touch(m.host + far, m.size - far, far, write));
+			make_hole(&m, 0, m.size);
+		}
+
+		snprintf(name, sizeof(name), "user-fault-%s", access[write]);
+		report_part(name, "fresh", (double)median(&fresh) / nr);
+		report_part(name, "present", (double)median(&present) / nr);
+		report_part(name, "alone", (double)median(&alone) /
+			    (m.size / far - m.size / (2 * MIB)));
+	}
+	memory_destroy(&m);
+}
+
+/* Guest faults, per page: what a first access costs more than the second one. */
+static void guest_fault(const char *name, int type, __u64 flags, bool private)
+{
+	struct samples fresh = {}, present = {};
+	struct memory m;
+	size_t nr;
+	__u64 first;
+	int i;
+
+	memory_create(&m, type, 16 * MIB, flags);
+	nr = m.size / page;
+	if (private)
+		set_state(&m, 0, m.size, PRIVATE);
+
+	for (i = 0; i < 3; i++) {
+		first = time_guest(&m, page);
+		add(&fresh, first - time_guest(&m, page));
+
+		memory_rebind(&m);
+		first = time_guest(&m, page);
+		add(&present, first - time_guest(&m, page));
+		make_hole(&m, 0, m.size);
+	}
+	report_part(name, "fresh", (double)median(&fresh) / nr);
+	report_part(name, "present", (double)median(&present) / nr);
+	memory_destroy(&m);
+}
+
+static void bench_guest_fault(void)
+{
+	int type = vm_private_type();
+
+	guest_fault("guest-fault-default", -1, SHARED_FILE, false);
+	if (type < 0)
+		return;
+
+	guest_fault("guest-fault-protected", type, 0, true);
+	if (can_convert) {
+		guest_fault("guest-fault-in-place-private", type, SHARED_FILE, true);
+		guest_fault("guest-fault-in-place-shared", type, SHARED_FILE, false);
+	}
+}
+
+/*
+ * What it costs to unmap 512 pages that were touched, beside all else that a
+ * punched hole is: it has to be done, or there is nothing to unmap.  A hole in a
+ * guest_memfd unmapped page by page before there was conversion, one in tmpfs
+ * all at once with unmap_mapping_pages().
+ */
+static __u64 unmap_cost(int file, char *host, size_t size)
+{
+	struct samples mapped = {}, unmapped = {};
+	__u64 start;
+	int i;
+
+	for (i = 0; i < 21; i++) {
+		touch(host, size, page, true);
+		if (mmap(host, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+			 file, 0) != host)
+			give_up(1, "mmap: %s", strerror(errno));
+		/* Or there are no page tables: the next page is not punched. */
+		touch(host + size, page, page, true);
+
+		start = now();
+		must("punch hole", fallocate(file, FALLOC_FL_PUNCH_HOLE |
+					     FALLOC_FL_KEEP_SIZE, 0, size));
+		add(&unmapped, since(start));
+
+		touch(host, size, page, true);
+		start = now();
+		must("punch hole", fallocate(file, FALLOC_FL_PUNCH_HOLE |
+					     FALLOC_FL_KEEP_SIZE, 0, size));
+		add(&mapped, since(start));
+	}
+
+	return least(&mapped) - least(&unmapped);
+}
+
+static void bench_unmap(void)
+{
+	size_t size = 512 * page;
+	struct samples s = {};
+	struct memory m;
+	__u64 start;
+	char *host;
+	int i, file;
+
+	file = memfd_create("tmpfs", 0);
+	must("memfd_create", file);
+	must("ftruncate", ftruncate(file, 2 * size));
+	host = mmap(NULL, 2 * size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+	if (host == MAP_FAILED)
+		give_up(1, "mmap: %s", strerror(errno));
+	report("unmap-512", unmap_cost(file, host, size));
+	munmap(host, 2 * size);
+	close(file);
+
+	memory_create(&m, -1, 2 * size, SHARED_FILE);
+	report("unmap-512-punch", unmap_cost(m.file, m.host, size));
+
+	for (i = 0; i < 21; i++) {
+		touch(m.host, size, page, true);
+		start = now();
+		must("madvise", madvise(m.host, size, MADV_DONTNEED));
+		add(&s, since(start));
+	}
+	report("unmap-512-madvise", least(&s));
+	memory_destroy(&m);
+}
+
+/*
+ * Round trips of memory that the host has touched: to private, to shared, and
+ * the host touches it again.
+ *
+ * PLAIN	no other page is private, the whole file is shared again
+ * MIXED	one of the next pages is private, and stays so
+ * GUEST	the guest has touched the memory, too
+ */
+enum how { PLAIN, MIXED, GUEST };
+
+static void round_trip(const char *size_name, size_t size, enum how how, int nr)
+{
+	static const char * const access[] = { "read", "write" };
+	struct samples private, shared, touched, all;
+	__u64 time[4];
+	struct memory m;
+	char name[64];
+	int i, write;
+
+	for (write = 1; write >= 0; write--) {
+		private.nr = 0;
+		shared.nr = 0;
+		touched.nr = 0;
+		all.nr = 0;
+		/* Nothing else in the file, but there are page tables. */
+		memory_create_convertible(&m, size + 4 * MIB);
+		touch(m.host + size, page, page, write);
+		if (how == MIXED)
+			to_private(&m, size + page, page);
+		touch(m.host, size, page, write);
+
+		for (i = 0; i < nr + 2; i++) {
+			if (how == GUEST)
+				touch_guest(&m, size, page);
+			time[0] = now();
+			to_private(&m, 0, size);
+			time[1] = now();
+			to_shared(&m, 0, size);
+			time[2] = now();
+			touch(m.host, size, page, write);
+			time[3] = now();
+			if (i < 2)
+				continue;
+
+			add(&private, time[1] - time[0] - asking);
+			add(&shared, time[2] - time[1] - asking);
+			add(&touched, time[3] - time[2] - asking);
+			add(&all, time[3] - time[0] - 3 * asking);
+		}
+		memory_destroy(&m);
+
+		snprintf(name, sizeof(name), "convert-%s-%s", size_name, access[write]);
+		report_part(name, "to-private", median(&private));
+		report_part(name, "to-shared", median(&shared));
+		report_part(name, "touch", median(&touched));
+		report_part(name, "round-trip", median(&all));
+	}
+}
+
+static void bench_round_trip(void)
+{
+	round_trip("4K", 4 * KIB, PLAIN, 41);
+	round_trip("4K-mixed", 4 * KIB, MIXED, 41);
+	round_trip("4K-guest", 4 * KIB, GUEST, 41);
+	round_trip("64K", 64 * KIB, PLAIN, 41);
+	round_trip("2M", 2 * MIB, PLAIN, 9);
+	round_trip("2M-guest", 2 * MIB, GUEST, 9);
+	round_trip("16M", 16 * MIB, PLAIN, 3);
+}
+
+static void bench_no_op(void)
+{
+	static const struct {
+		const char *name;
+		size_t size;
+	} sizes[] = { { "no-op-4K", 4 * KIB }, { "no-op-2M", 2 * MIB } };
+	struct samples s;
+	struct memory m;
+	unsigned int i, j;
+	__u64 start;
+
+	memory_create_convertible(&m, 4 * MIB);
+	touch(m.host, m.size, page, true);
+	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
+		s.nr = 0;
+		for (j = 0; j < 21; j++) {
+			start = now();
+			set_state(&m, 0, sizes[i].size, 0);
+			add(&s, since(start));
+		}
+		report(sizes[i].name, median(&s));
+	}
+	memory_destroy(&m);
+}
+
+/* 64 MiB, touched by the host; then every other page to private, one by one. */
+#define FRAGMENT_GROUPS	64
+
+static void bench_fragment(void)
+{
+	__u64 start, sum = 0, first = 0, last = 0, group = 0, took, nr, tenth, i;
+	char name[64];
+	struct memory m;
+
+	memory_create_convertible(&m, 64 * MIB);
+	touch(m.host, m.size, page, true);
+	/* For the code's own pages, and not one of those that are counted. */
+	to_private(&m, page, page);
+	to_shared(&m, page, page);
+	touch(m.host + page, page, page, true);
+
+	nr = m.size / page / 2;
+	tenth = nr / 10;
+	for (i = 0; i < nr; i++) {
+		start = now();
+		to_private(&m, 2 * i * page, page);
+		took = since(start);
+
+		sum += took;
+		group += took;
+		if (i < tenth)
+			first += took;
+		if (i >= nr - tenth)
+			last += took;
+		if ((i + 1) % (nr / FRAGMENT_GROUPS))
+			continue;
+
+		snprintf(name, sizeof(name), "fragment-at-%02llu", i / (nr / FRAGMENT_GROUPS));
+		report(name, (double)group / (nr / FRAGMENT_GROUPS));
+		group = 0;
+	}
+	report("fragment-first", (double)first / tenth);
+	report("fragment-last", (double)last / tenth);
+	report("fragment-mean", (double)sum / nr);
+	memory_destroy(&m);
+}
+
+/*
+ * Faults on pages far apart, shared ones, in a file where every other page is
+ * private, and in one where none is.  No other page is present, so that a fault
+ * maps one page.  Then the host's faults on all shared pages, which a fault can
+ * map together, or not.
+ */
+static void lookup_in(const char *kind, bool fragmented)
+{
+	struct samples fresh = {}, present = {}, guest_fresh = {}, guest_present = {}, row = {};
+	size_t offset, far = 64 * KIB;
+	struct memory m;
+	char name[64];
+	__u64 first;
+	int i;
+
+	memory_create(&m, can_convert ? vm_private_type() : -1, 64 * MIB, SHARED_FILE);
+	for (offset = page; fragmented && offset < m.size; offset += 2 * page)
+		to_private(&m, offset, page);
+
+	for (i = 0; i < 5; i++) {
+		add(&fresh, time_touch(m.host, m.size, far, true));
+		memory_remap(&m);
+		add(&present, time_touch(m.host, m.size, far, true));
+
+		first = time_guest(&m, far);
+		add(&guest_present, first - time_guest(&m, far));
+		make_hole(&m, 0, m.size);
+
+		first = time_guest(&m, far);
+		add(&guest_fresh, first - time_guest(&m, far));
+		make_hole(&m, 0, m.size);
+	}
+	for (i = 0; i < 3; i++) {
+		touch(m.host, m.size, 2 * page, true);
+		memory_remap(&m);
+		add(&row, time_touch(m.host, m.size, 2 * page, true));
+	}
+
+	snprintf(name, sizeof(name), "lookup-%s", kind);
+	report_part(name, "user-fresh", (double)median(&fresh) / (m.size / far));
+	report_part(name, "user-present", (double)median(&present) / (m.size / far));
+	report_part(name, "guest-fresh", (double)median(&guest_fresh) / (m.size / far));
+	report_part(name, "guest-present", (double)median(&guest_present) / (m.size / far));
+	report_part(name, "user-row", (double)median(&row) / (m.size / page / 2));
+	memory_destroy(&m);
+}
+
+static void bench_lookup(void)
+{
+	lookup_in("uniform", false);
+	if (can_convert)
+		lookup_in("fragmented", true);
+}
+
+/* Bytes in objects of the kernel's allocator, or -1. */
+static long slab_bytes(void)
+{
+	FILE *file = fopen("/proc/slabinfo", "r");
+	unsigned long active, size;
+	long sum = 0;
+	char line[256];
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%*s %lu %*u %lu", &active, &size) == 2)
+			sum += active * size;
+	}
+	fclose(file);
+	return sum;
+}
+
+/* What 4 GiB cost in memory if every other page is private, none of them there. */
+static void bench_state_size(void)
+{
+	size_t size = 4096 * MIB, offset;
+	long before, after;
+	struct memory m;
+
+	memory_create_convertible(&m, size);
+	set_state(&m, page, page, PRIVATE);
+	set_state(&m, page, page, 0);
+	before = slab_bytes();
+	for (offset = 0; offset < size; offset += 2 * page)
+		set_state(&m, offset, page, PRIVATE);
+	after = slab_bytes();
+	memory_destroy(&m);
+
+	if (before >= 0)
+		printf("fragment-state %.3f bytes/page\n",
+		       (double)(after - before) / (size / page));
+	fflush(stdout);
+}
+
+/*
+ * Two CPUs: a thread on the other one touches the memory and sleeps, then this
+ * one converts it.  Whoever waits sleeps, so what is counted is ours, and what
+ * ours makes the other CPU do while it waits for that.
+ */
+static struct {
+	char *start;
+	size_t size;
+	int go[2], done[2];
+} other;
+
+static void pin(int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	must("sched_setaffinity", sched_setaffinity(0, sizeof(set), &set));
+}
+
+static void *other_thread(void *arg)
+{
+	char byte;
+
+	(void)arg;
+	pin(1);
+	while (read(other.go[0], &byte, 1) == 1) {
+		touch(other.start, other.size, page, true);
+		must("write", write(other.done[1], &byte, 1));
+	}
+	return NULL;
+}
+
+static void touch_there(char *start, size_t size)
+{
+	char byte = 0;
+
+	other.start = start;
+	other.size = size;
+	must("write", write(other.go[1], &byte, 1));
+	must("read", read(other.done[0], &byte, 1));
+}
+
+static void two_round_trip(const char *size_name, size_t size, bool there, int nr)
+{
+	struct samples private = {}, shared = {};
+	struct memory m;
+	char name[64];
+	__u64 start;
+	int i;
+
+	memory_create_convertible(&m, size + 4 * MIB);
+	touch(m.host + size, page, page, true);
+	for (i = 0; i < nr; i++) {
+		if (there)
+			touch_there(m.host, size);
+		else
+			touch(m.host, size, page, true);
+		start = now();
+		to_private(&m, 0, size);
+		add(&private, since(start));
+		start = now();
+		to_shared(&m, 0, size);
+		add(&shared, since(start));
+	}
+	memory_destroy(&m);
+
+	snprintf(name, sizeof(name), "two-%s-%s", size_name, there ? "there" : "here");
+	report_part(name, "to-private", median(&private));
+	report_part(name, "to-shared", median(&shared));
+}
+
+static void bench_two(void)
+{
+	pthread_t thread;
+
+	must("pipe", pipe(other.go));
+	must("pipe", pipe(other.done));
+	pin(0);
+	if (pthread_create(&thread, NULL, other_thread, NULL))
+		give_up(1, "no second thread");
+
+	two_round_trip("4K", 4 * KIB, false, 41);
+	two_round_trip("4K", 4 * KIB, true, 41);
+	two_round_trip("2M", 2 * MIB, false, 9);
+	two_round_trip("2M", 2 * MIB, true, 9);
+
+	close(other.go[1]);
+	pthread_join(thread, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	struct vm vm;
+
+	page = getpagesize();
+	vm_create(&vm, -1);
+	can_convert = ioctl(vm.fd, KVM_CHECK_EXTENSION,
+			    KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES) > 0;
+	vm_destroy(&vm);
+	bench_clock();
+
+	if (argc > 1 && !strcmp(argv[1], "two")) {
+		bench_two();
+		return 0;
+	}
+
+	bench_ioctl();
+	bench_fallocate();
+	bench_user_fault();
+	bench_unmap();
+	bench_guest_fault();
+	if (vm_private_type() >= 0) {
+		bench_round_trip();
+		bench_no_op();
+		bench_fragment();
+		bench_state_size();
+	}
+	bench_lookup();
+	return 0;
+}
