@@ -38,7 +38,7 @@
 #include "gmem.h"
 
 #define CREATE_TRACE_POINTS
-#include "trace.h"
+#include <trace/events/kvm_gmem.h>
 
 /* How long to wait for references in all of a conversion, in ms. */
 #define GMEM_WAIT		200

@@ -469,10 +469,10 @@ static int race_run_at(int fd, u64 offset, u64 *size, bool *private)
 	struct kvm_memory_attributes2 attr = { .offset = offset, .size = *size };
 
 	if (ioctl(fd, KVM_GET_MEMORY_ATTRIBUTES2, &attr))
-		return errno;
+		return -errno;
 	if (attr.offset != offset || attr.flags ||
 	    (attr.attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE))
-		return EPROTO;
+		return -EPROTO;
 
 	*size = attr.size;
 	*private = attr.attributes;
@@ -1464,7 +1464,7 @@ static void *state_thread(void *arg)
 		run = limit * page_size;
 		err = race_run_at(t->all->fd, start * page_size, &run, &private);
 		if (err)
-			reader_found(t, "reading a run", start, limit, err, 0);
+			reader_found(t, "reading a run", start, limit, -err, 0);
 		else if (run % page_size || !run_is_right(start, limit, run / page_size, private))
 			reader_found(t, "a run", start, limit, run, private);
 		t->done++;

@@ -698,14 +698,8 @@ FIXTURE_TEARDOWN(slots)
 	kvm_vm_free(self->vm);
 }
 
-#define NEEDS_VM_ATTRIBUTES()					\
-do {								\
-	if (!vm_attributes)					\
-		SKIP(return, "VMs have no attributes");		\
-} while (0)
-
 /* Host and guest have the same memory, as it was in the beginning. */
-static void expect_shared(struct __test_metadata *_metadata, FIXTURE_DATA(slots) *self,
+static void expect_shared(struct __test_metadata *_metadata, FIXTURE_DATA(slots) * self,
 			  int kind, int first, int last)
 {
 	int i;
@@ -724,7 +718,8 @@ TEST_F(slots, each_has_its_own)
 	const int last = NR_PAGES - 1;
 	u64 val;
 
-	NEEDS_VM_ATTRIBUTES();
+	if (!vm_attributes)
+		SKIP(return, "VMs have no attributes");
 	expect_shared(_metadata, self, IN_PLACE, 0, last);
 	expect_shared(_metadata, self, OLD, 0, last);
 	expect_shared(_metadata, self, PLAIN, 0, last);
@@ -773,7 +768,7 @@ TEST_F(slots, each_has_its_own)
 }
 
 /* The in-place slot is what its file says, with all attributes set or none. */
-static void expect_file_decides(struct __test_metadata *_metadata, FIXTURE_DATA(slots) *self)
+static void expect_file_decides(struct __test_metadata *_metadata, FIXTURE_DATA(slots) * self)
 {
 	const int fd = self->fd[IN_PLACE];
 	void *mem = self->mem[IN_PLACE];
@@ -798,7 +793,8 @@ TEST_F(slots, attributes_over_in_place)
 	u64 cost, least = ~0ull;
 	int i;
 
-	NEEDS_VM_ATTRIBUTES();
+	if (!vm_attributes)
+		SKIP(return, "VMs have no attributes");
 
 	/* After the slot was created, whole and in part; the guest feels nothing. */
 	expect_file_decides(_metadata, self);
@@ -838,7 +834,8 @@ TEST_F(slots, one_after_the_other)
 {
 	u64 val;
 
-	NEEDS_VM_ATTRIBUTES();
+	if (!vm_attributes)
+		SKIP(return, "VMs have no attributes");
 	ASSERT_WORKS(set_2(self->vm, gpa_of(1), page_size, PRIVATE, 0));
 	ASSERT_WORKS(slots_convert(self->fd[IN_PLACE], 2, 1, PRIVATE));
 	EXPECT_GUEST_READS(first_word(IN_PLACE, 1), self->vcpu, gpa_of(1));
@@ -881,7 +878,8 @@ TEST_F(slots, side_by_side)
 	struct kvm_vm *old;
 	int i, fd;
 
-	NEEDS_VM_ATTRIBUTES();
+	if (!vm_attributes)
+		SKIP(return, "VMs have no attributes");
 	old = create_vm(KVM_X86_SW_PROTECTED_VM, &vcpu);
 	fd = vm_create_guest_memfd(old, NR_PAGES * page_size, 0);
 	ASSERT_WORKS(bind_file(old, SLOT, GPA, mem, fd));
@@ -915,7 +913,8 @@ TEST_F(slots, closed_file_of_the_old_scheme)
 {
 	u64 val;
 
-	NEEDS_VM_ATTRIBUTES();
+	if (!vm_attributes)
+		SKIP(return, "VMs have no attributes");
 	ASSERT_WORKS(set_2(self->vm, kind_gpa(OLD, 1), page_size, PRIVATE, 0));
 	EXPECT_GUEST_READS(0, self->vcpu, kind_gpa(OLD, 1));
 	close(self->fd[OLD]);

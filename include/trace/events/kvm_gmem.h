@@ -3,8 +3,8 @@
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM kvm_gmem
 
-#if !defined(__KVM_GMEM_TRACE_H) || defined(TRACE_HEADER_MULTI_READ)
-#define __KVM_GMEM_TRACE_H
+#if !defined(_TRACE_KVM_GMEM_H) || defined(TRACE_HEADER_MULTI_READ)
+#define _TRACE_KVM_GMEM_H
 
 #include <linux/tracepoint.h>
 
@@ -31,11 +31,7 @@ TRACE_EVENT(kvm_gmem_convert,
 		      __entry->to_private ? "private" : "shared", __entry->ret)
 );
 
-#endif /* __KVM_GMEM_TRACE_H */
+#endif /* _TRACE_KVM_GMEM_H */
 
-#undef TRACE_INCLUDE_PATH
-#define TRACE_INCLUDE_PATH ../../virt/kvm/guest_memfd
-#undef TRACE_INCLUDE_FILE
-#define TRACE_INCLUDE_FILE trace
-
+/* This part must be outside protection. */
 #include <trace/define_trace.h>
