@@ -81,9 +81,9 @@ mutant none ''
 
 # S1
 mutant no-collapse 's/else if \(node_is_uniform/else if (0 && node_is_uniform/'
-mutant collapse-too-early 's/i = 0(; i < TABLE_WORDS; i\+\+\) \{\n\t\tif \(word_get)/i = 1$1/'
+mutant collapse-too-early 's/i = 0(; i < TABLE_WORDS && word_get)/i = 1$1/'
 mutant collapse-to-other-value \
-	's/(order, value\)\) \{\n\t\trcu_assign_pointer\(\*at, word_of\()/$1!/'
+	's/(no nodes below it. \*\/\n\t\trcu_assign_pointer\(\*at, word_of\()/$1!/'
 mutant leaf-order 's/\t\t\tspan = 0;\n//'
 mutant order-of-last-bit-only 's/uniform = min\(uniform, span\)/uniform = span/'
 mutant root-too-large 's/while \(BIT\(st->order\) < nr_pages\)/while (BIT(st->order) <= nr_pages)/'
