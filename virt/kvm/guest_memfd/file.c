@@ -64,12 +64,16 @@ static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t le
 	return 0;
 }
 
-/* Check what user space has asked for, and in which range. */
-static int gmem_get_attributes_range(struct inode *inode,
-				     const struct kvm_memory_attributes2 *attrs,
-				     pgoff_t *start, pgoff_t *end)
+/* Copy and check what user space asks for, and in which range. */
+static int gmem_copy_attributes(struct inode *inode,
+				struct kvm_memory_attributes2 *attrs,
+				const struct kvm_memory_attributes2 __user *uattrs,
+				pgoff_t *start, pgoff_t *end)
 {
 	u64 size = i_size_read(inode);
+
+	if (copy_from_user(attrs, uattrs, sizeof(*attrs)))
+		return -EFAULT;
 
 	if (attrs->flags ||
 	    memchr_inv(attrs->reserved, 0, sizeof(attrs->reserved)))
@@ -94,10 +98,7 @@ static int gmem_set_attributes(struct inode *inode,
 	u64 error_offset;
 	int ret;
 
-	if (copy_from_user(&attrs, uattrs, sizeof(attrs)))
-		return -EFAULT;
-
-	ret = gmem_get_attributes_range(inode, &attrs, &start, &end);
+	ret = gmem_copy_attributes(inode, &attrs, uattrs, &start, &end);
 	if (ret)
 		return ret;
 
@@ -123,10 +124,7 @@ static int gmem_get_attributes(struct inode *inode,
 	bool private;
 	int ret;
 
-	if (copy_from_user(&attrs, uattrs, sizeof(attrs)))
-		return -EFAULT;
-
-	ret = gmem_get_attributes_range(inode, &attrs, &start, &end);
+	ret = gmem_copy_attributes(inode, &attrs, uattrs, &start, &end);
 	if (ret)
 		return ret;
 

@@ -78,7 +78,7 @@
  *   mmap.c      user mappings        populate.c  initial content
  *   pfn.c       guest page faults    poison.c    memory errors
  *   bind.c      memslots, and who maps a range
- *   block.c     physical memory
+ *   block.c     physical memory; mm/filemap_offlru.c puts it into the page cache
  *   inode.c     the pseudo file system and the life of an inode
  *   state.c     what is private; a data structure
  *

@@ -525,17 +525,6 @@ TEST_F(guest, slots_on_one_file)
 	EXPECT_GUEST_READS(0x1001, self->vcpu, gpa_of(half + 1));
 }
 
-#define EXPECT_MEMORY_FAULT(_ret, _vcpu, _gpa, _flags)				\
-do {										\
-	struct kvm_run *__run = (_vcpu)->run;					\
-										\
-	EXPECT_EQ(-EFAULT, _ret);						\
-	EXPECT_EQ(KVM_EXIT_MEMORY_FAULT, __run->exit_reason);			\
-	EXPECT_EQ(_gpa, __run->memory_fault.gpa);				\
-	EXPECT_EQ(page_size, __run->memory_fault.size);				\
-	EXPECT_EQ(_flags, __run->memory_fault.flags);				\
-} while (0)
-
 /* The last close takes the memory from a guest that has it mapped. */
 TEST_F(guest, close_under_the_guest)
 {

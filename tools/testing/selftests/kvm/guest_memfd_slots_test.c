@@ -107,17 +107,6 @@ static void unmap(void *mem)
 	kvm_munmap(mem, NR_PAGES * page_size);
 }
 
-#define EXPECT_MEMORY_FAULT(_ret, _vcpu, _gpa, _flags)				\
-do {										\
-	struct kvm_run *__run = (_vcpu)->run;					\
-										\
-	EXPECT_EQ(-EFAULT, _ret);						\
-	EXPECT_EQ(KVM_EXIT_MEMORY_FAULT, __run->exit_reason);			\
-	EXPECT_EQ(_gpa, __run->memory_fault.gpa);				\
-	EXPECT_EQ(page_size, __run->memory_fault.size);				\
-	EXPECT_EQ((u64)(_flags), __run->memory_fault.flags);			\
-} while (0)
-
 /* The host reads @want, or gets SIGBUS. */
 #define EXPECT_HOST_READS(want, mem, page)					\
 do {										\

@@ -345,4 +345,16 @@ do {									\
 #define EXPECT_GUEST_WRITES(vcpu, gva, val)				\
 	EXPECT_EQ(0, gmem_guest_write(vcpu, gva, val))
 
+/* In a test: KVM_RUN, which gave @_ret, exited for an access to the page at @_gpa. */
+#define EXPECT_MEMORY_FAULT(_ret, _vcpu, _gpa, _flags)			\
+do {									\
+	struct kvm_run *__run = (_vcpu)->run;				\
+									\
+	EXPECT_EQ(-EFAULT, _ret);					\
+	EXPECT_EQ(KVM_EXIT_MEMORY_FAULT, __run->exit_reason);		\
+	EXPECT_EQ((u64)(_gpa), __run->memory_fault.gpa);		\
+	EXPECT_EQ((u64)getpagesize(), __run->memory_fault.size);	\
+	EXPECT_EQ((u64)(_flags), __run->memory_fault.flags);		\
+} while (0)
+
 #endif /* SELFTEST_KVM_GUEST_MEMFD_UTIL_H */
