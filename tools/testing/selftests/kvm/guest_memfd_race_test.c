@@ -262,7 +262,8 @@ static noinline int race_syscall(u64 *word, u64 *val, bool write, bool pins)
 
 	if (ret == sizeof(*word))
 		return 0;
-	return ret < 0 ? errno : EIO;
+	/* A copy byte by byte may get some way before the page is refused. */
+	return ret < 0 ? errno : EFAULT;
 }
 
 /* Not inline: a guest has no thread-local data, not even for a look at it. */
