@@ -8,6 +8,24 @@
 
 #include <linux/tracepoint.h>
 
+#include <linux/kvm_types.h>
+
+#ifndef __KVM_GMEM_OWN_OP
+#define __KVM_GMEM_OWN_OP
+/* The hooks that make pages the guest's, or the host's. */
+enum kvm_gmem_own_op {
+	KVM_GMEM_MAKE_PRIVATE,
+	KVM_GMEM_MAKE_SHARED,
+	KVM_GMEM_RECLAIM,
+	KVM_GMEM_LEAK,
+};
+#endif
+
+TRACE_DEFINE_ENUM(KVM_GMEM_MAKE_PRIVATE);
+TRACE_DEFINE_ENUM(KVM_GMEM_MAKE_SHARED);
+TRACE_DEFINE_ENUM(KVM_GMEM_RECLAIM);
+TRACE_DEFINE_ENUM(KVM_GMEM_LEAK);
+
 /* The file by the inode number that /proc/PID/fdinfo has too; [start, end) in pages. */
 TRACE_EVENT(kvm_gmem_convert,
 	    TP_PROTO(const struct inode *inode, pgoff_t start, pgoff_t end,
@@ -29,6 +47,38 @@ TRACE_EVENT(kvm_gmem_convert,
 	    TP_printk("ino=%llu start=0x%llx end=0x%llx to=%s ret=%d",
 		      __entry->ino, __entry->start, __entry->end,
 		      __entry->to_private ? "private" : "shared", __entry->ret)
+);
+
+/* The index is in pages; the gfn is ~0 where pages are given up. */
+TRACE_EVENT(kvm_gmem_own,
+	    TP_PROTO(const struct inode *inode, enum kvm_gmem_own_op op,
+		     pgoff_t index, gfn_t gfn, kvm_pfn_t pfn, unsigned int nr, int ret),
+	    TP_ARGS(inode, op, index, gfn, pfn, nr, ret),
+
+	    TP_STRUCT__entry(__field(u64, ino)
+			     __field(unsigned int, op)
+			     __field(u64, index)
+			     __field(u64, gfn)
+			     __field(u64, pfn)
+			     __field(unsigned int, nr)
+			     __field(int, ret)),
+
+	    TP_fast_assign(__entry->ino = inode->i_ino;
+			   __entry->op = op;
+			   __entry->index = index;
+			   __entry->gfn = gfn;
+			   __entry->pfn = pfn;
+			   __entry->nr = nr;
+			   __entry->ret = ret;),
+
+	    TP_printk("ino=%llu op=%s index=0x%llx gfn=0x%llx pfn=0x%llx nr=%u ret=%d",
+		      __entry->ino, __print_symbolic(__entry->op,
+				      { KVM_GMEM_MAKE_PRIVATE, "make_private" },
+				      { KVM_GMEM_MAKE_SHARED, "make_shared" },
+				      { KVM_GMEM_RECLAIM, "reclaim" },
+				      { KVM_GMEM_LEAK, "leak" }),
+		      __entry->index, __entry->gfn, __entry->pfn, __entry->nr,
+		      __entry->ret)
 );
 
 #endif /* _TRACE_KVM_GMEM_H */

@@ -214,6 +214,54 @@ bool gmem_bind_remove_file(struct inode *inode, struct gmem_file *f)
 	return last;
 }
 
+bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
+		    pgoff_t *last, long *delta)
+{
+	struct interval_tree_node *node = NULL;
+	struct kvm_memory_slot *slot;
+	struct gmem_file *f;
+
+	if (*start >= end)
+		return false;
+
+	list_for_each_entry(f, &GMEM_I(inode)->files, entry) {
+		if (f->kvm == GMEM_I(inode)->owner)
+			node = gmem_first_binding(f, *start, end);
+		if (node)
+			break;
+	}
+	if (!node)
+		return false;
+
+	slot = container_of(node, struct kvm_memory_slot, gmem.node);
+	*delta = gmem_slot_delta(slot);
+	*start = max(*start, node->start);
+
+	/* Memslots in a row are as good as one. */
+	do {
+		*last = min(node->last + 1, end);
+		node = interval_tree_iter_next(node, *start, end - 1);
+		if (!node)
+			break;
+		slot = container_of(node, struct kvm_memory_slot, gmem.node);
+	} while (node->start == *last && gmem_slot_delta(slot) == *delta);
+
+	return true;
+}
+
+bool gmem_bind_is_bugged(struct inode *inode)
+{
+	struct gmem_file *f;
+
+	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
+
+	list_for_each_entry(f, &GMEM_I(inode)->files, entry) {
+		if (READ_ONCE(f->kvm->vm_bugged))
+			return true;
+	}
+	return false;
+}
+
 struct file *gmem_bind_get_file(struct kvm_memory_slot *slot)
 {
 	/* Fails between the last fput() and gmem_bind_remove_file() as well. */
@@ -269,20 +317,23 @@ int kvm_gmem_commit_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot)
 {
 	struct gmem_file *f = slot->gmem.file->private_data;
 	struct inode *inode = file_inode(slot->gmem.file);
-	int ret = 0;
+	int ret;
 
 	lockdep_assert_held(&kvm->slots_lock);
 
 	filemap_invalidate_lock(inode->i_mapping);
-	mutex_lock(&GMEM_I(inode)->bind_lock);
 
 	if (gmem_first_binding(f, slot->gmem.pgoff,
 			       slot->gmem.pgoff + slot->npages))
 		ret = -EEXIST;
 	else
-		interval_tree_insert(&slot->gmem.node, &f->bindings);
+		ret = gmem_own_bind(inode, slot);
 
-	mutex_unlock(&GMEM_I(inode)->bind_lock);
+	if (!ret) {
+		guard(mutex)(&GMEM_I(inode)->bind_lock);
+		interval_tree_insert(&slot->gmem.node, &f->bindings);
+	}
+
 	filemap_invalidate_unlock(inode->i_mapping);
 	return ret;
 }
@@ -312,5 +363,6 @@ void kvm_gmem_unbind(struct kvm_memory_slot *slot)
 		interval_tree_remove(&slot->gmem.node, &f->bindings);
 	WRITE_ONCE(slot->gmem.file, NULL);
 	RCU_INIT_POINTER(slot->gmem.state, NULL);
+	gmem_own_unbind(inode, slot);
 	filemap_invalidate_unlock(inode->i_mapping);
 }

@@ -71,32 +71,23 @@ void gmem_block_init_folio(struct folio *folio)
 
 int gmem_block_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
-	struct address_space *mapping = inode->i_mapping;
 	struct folio *folio;
 	pgoff_t index;
-	int ret = 0;
-
-	filemap_invalidate_lock_shared(mapping);
 
 	for (index = start; index < end; index++) {
-		if (signal_pending(current)) {
-			ret = -EINTR;
-			break;
-		}
+		if (signal_pending(current))
+			return -EINTR;
 
 		folio = gmem_block_get_folio(inode, index);
-		if (IS_ERR(folio)) {
-			ret = PTR_ERR(folio);
-			break;
-		}
+		if (IS_ERR(folio))
+			return PTR_ERR(folio);
 
 		folio_unlock(folio);
 		folio_put(folio);
 		cond_resched();
 	}
 
-	filemap_invalidate_unlock_shared(mapping);
-	return ret;
+	return 0;
 }
 
 void gmem_block_free(struct inode *inode, pgoff_t start, pgoff_t end)

@@ -20,10 +20,12 @@
  *      takes no lock: it takes a reference, and gives it back if the page table
  *      has changed in the meantime.  Step 3 changes the page table, then step 4
  *      looks for a reference.  So one of the two sees the other.
- *   5. Commit the state, which cannot fail, and end the invalidation.
+ *   5. Make the pages the guest's, where hardware keeps a record of whose they
+ *      are: no sooner than the last user is gone, whom the hardware would stop.
+ *   6. Commit the state, which cannot fail, and end the invalidation.
  *
- * To shared, there is no user to look for, so steps 3 and 4 make way for giving
- * the pages back to the host, where hardware keeps a record of whose they are.
+ * To shared, there is no user to look for, so steps 3 to 5 make way for giving the
+ * pages back to the host.
  *
  * References do not go away with the page table entries.  Some are on their way
  * out, with somebody who must not notice (see gmem_convert_wait()); some stay for
@@ -44,9 +46,6 @@
 #define GMEM_WAIT		200
 /* And for a page that is pinned, which I/O in progress is a part of, at most. */
 #define GMEM_WAIT_PINNED	10
-
-/* How many pages to look at before others get their turn. */
-#define GMEM_BATCH		512
 
 struct gmem_conversion {
 	struct inode *inode;
@@ -200,37 +199,24 @@ static int gmem_convert_check(struct gmem_conversion *c)
 	return ret;
 }
 
-/* Make the pages the host's again, where hardware knows the difference. */
-static void gmem_convert_disown(struct gmem_conversion *c)
-{
-	struct address_space *mapping = c->inode->i_mapping;
-	pgoff_t index = c->start;
-	struct folio_batch batch;
-	unsigned int i;
-
-	if (!IS_ENABLED(CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM) ||
-	    !GMEM_I(c->inode)->owned)
-		return;
-
-	folio_batch_init(&batch);
-	while (filemap_get_folios(mapping, &index, c->end - 1, &batch)) {
-		for (i = 0; i < folio_batch_count(&batch); i++)
-			kvm_arch_gmem_reclaim(folio_pfn(batch.folios[i]), 1);
-		folio_batch_release(&batch);
-		cond_resched();
-	}
-}
-
 static int gmem_convert_pages(struct gmem_conversion *c)
 {
+	int ret;
+
 	if (!c->to_private) {
-		gmem_convert_disown(c);
-		return 0;
+		/* TDX cannot say that it has failed to take a page from the guest. */
+		if (gmem_bind_is_bugged(c->inode))
+			return -EIO;
+		return gmem_own_to_shared(c->inode, c->start, c->end, &c->error_index);
 	}
 
 	/* Together with the markers that memory errors have left. */
 	unmap_mapping_pages(c->inode->i_mapping, c->start, c->end - c->start, true);
-	return gmem_convert_check(c);
+	ret = gmem_convert_check(c);
+	if (ret)
+		return ret;
+
+	return gmem_own_to_private(c->inode, c->start, c->end, &c->error_index);
 }
 
 static int gmem_convert_locked(struct gmem_conversion *c)
@@ -246,8 +232,13 @@ static int gmem_convert_locked(struct gmem_conversion *c)
 	if (nr <= 0)
 		return nr;
 
-	ret = gmem_state_prepare(&gi->state, &change, c->start, c->end, GMEM_PRIVATE,
-				 c->to_private ? GMEM_PRIVATE : 0);
+	/* What becomes shared is not owned anymore.  The rest is up to own.c. */
+	if (c->to_private)
+		ret = gmem_state_prepare(&gi->state, &change, c->start, c->end,
+					 GMEM_PRIVATE, GMEM_PRIVATE);
+	else
+		ret = gmem_state_prepare(&gi->state, &change, c->start, c->end,
+					 GMEM_PRIVATE | GMEM_OWNED, 0);
 	if (ret)
 		return ret;
 

@@ -30,10 +30,31 @@ static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 
 	/* Let no guest use a page that belongs to somebody else already. */
 	gmem_bind_invalidate_begin(inode, start, end);
+	gmem_own_free(inode, start, min(end, gmem_nr_pages(inode)));
 	gmem_block_free(inode, start, end);
 	gmem_bind_invalidate_end(inode);
 
 	filemap_invalidate_unlock(mapping);
+}
+
+/* Make what is new the guest's, even if it is a part, a batch at a time. */
+static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	pgoff_t next;
+	int ret, own;
+
+	filemap_invalidate_lock_shared(inode->i_mapping);
+
+	do {
+		next = min(round_down(start, GMEM_BATCH) + GMEM_BATCH, end);
+		ret = gmem_block_allocate(inode, start, next);
+		own = gmem_own_pages(inode, start, next);
+		ret = ret ?: own;
+		start = next;
+	} while (!ret && start < end);
+
+	filemap_invalidate_unlock_shared(inode->i_mapping);
+	return ret;
 }
 
 static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t len)
@@ -55,8 +76,7 @@ static long gmem_fallocate(struct file *file, int mode, loff_t offset, loff_t le
 	else if (end > i_size_read(inode))
 		ret = -EINVAL;
 	else
-		ret = gmem_block_allocate(inode, offset >> PAGE_SHIFT,
-					  end >> PAGE_SHIFT);
+		ret = gmem_allocate(inode, offset >> PAGE_SHIFT, end >> PAGE_SHIFT);
 	if (ret)
 		return ret;
 
@@ -194,6 +214,7 @@ static void gmem_show_fdinfo(struct seq_file *m, struct file *file)
 	seq_printf(m, "gmem-present:\t%lu\n", READ_ONCE(inode->i_mapping->nrpages));
 	seq_printf(m, "gmem-private:\t%lu\n", nr_private);
 	seq_printf(m, "gmem-shared:\t%lu\n", gmem_nr_pages(inode) - nr_private);
+	seq_printf(m, "gmem-owned:\t%lu\n", READ_ONCE(gi->nr_owned));
 	seq_printf(m, "gmem-converting:\t%lu\n", READ_ONCE(gi->nr_converting));
 	seq_printf(m, "gmem-poisoned:\t%lu\n", gmem_count_poisoned(inode));
 }
@@ -202,10 +223,12 @@ static int gmem_release(struct inode *inode, struct file *file)
 {
 	struct gmem_file *f = file->private_data;
 
-	/* Free while the module is pinned: reclaim by the architecture is in it. */
+	/* Free while the module is pinned: the architecture's hooks are in it. */
 	if (gmem_bind_remove_file(inode, f)) {
 		filemap_invalidate_lock(inode->i_mapping);
+		gmem_own_free(inode, 0, gmem_nr_pages(inode));
 		gmem_block_free(inode, 0, gmem_nr_pages(inode));
+		gmem_own_destroy(inode);
 		gmem_state_destroy(&GMEM_I(inode)->state);
 		filemap_invalidate_unlock(inode->i_mapping);
 	}
@@ -239,7 +262,7 @@ static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
 		goto err_free;
 	}
 
-	inode = gmem_inode_create(size, flags, gmem_flags_in_place(flags));
+	inode = gmem_inode_create(size, flags, gmem_flags_in_place(flags), kvm);
 	if (IS_ERR(inode)) {
 		file = ERR_CAST(inode);
 		goto err_fops;

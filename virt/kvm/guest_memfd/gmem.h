@@ -29,9 +29,10 @@
  *
  *   I1  A private page is in no user page table and has no reference but the
  *       inode's own, and transient ones that never touch its content.
- *   I2  A page is the guest's (RMP, HKID) from the moment the architecture's
- *       hook succeeded until the reverse hook returned.  A page that returns
- *       to the allocator is the host's.
+ *   I2  A page is the guest's from the moment the architecture's hook succeeded
+ *       until the reverse hook did, see own.c.  A page that returns to the
+ *       allocator is the host's.  (TDX has no hooks: a page is the guest's while
+ *       it is in the guest's page table.)
  *   I3  An operation that fails or is interrupted leaves state, content and
  *       ownership as they were; fallocate() and populate may have got part of the
  *       way, and populate says how far.
@@ -57,6 +58,8 @@
  *       bindings change.
  *       Shared: a page is looked up or allocated, on behalf of a user, of a
  *       guest or of fallocate(), mapped for a user, and made the guest's own.
+ *   gmem_inode->own_lock
+ *       What pages are owned, among those who hold invalidate_lock shared.
  *   folio lock
  *       Presence and initialisation of one page.  The memory error handler
  *       arrives with it held and so cannot take the locks above.  A user fault
@@ -77,6 +80,7 @@
  *   convert.c   private to shared and back
  *   mmap.c      user mappings        populate.c  initial content
  *   pfn.c       guest page faults    poison.c    memory errors
+ *   own.c       whose a page is, as hardware sees it
  *   bind.c      memslots, and who maps a range
  *   block.c     physical memory; mm/filemap_offlru.c puts it into the page cache
  *   inode.c     the pseudo file system and the life of an inode
@@ -92,6 +96,7 @@
 
 #include <linux/fs.h>
 #include <linux/kvm_host.h>
+#include <linux/maple_tree.h>
 #include <linux/mempolicy.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
@@ -105,10 +110,13 @@
  * struct gmem_inode - guest memory
  * @vfs_inode: i_mapping holds the pages; i_size never changes
  * @policy: NUMA policy by index; has a lock of its own
- * @state: GMEM_* by index; written under invalidate_lock, exclusive
+ * @state: GMEM_* by index; written under invalidate_lock, exclusive, or shared
+ *         with @own_lock where it is about owned pages
  * @nr_private: number of private indices; likewise
  * @nr_converting: number of indices in conversion; likewise
- * @owned: a page was made the guest's, at some time; only ever set
+ * @nr_owned: number of owned pages; likewise
+ * @owner: the VM whose hardware has owned pages on record, or NULL; constant
+ * @claims: see own.c; under @own_lock
  * @poisoned: a page had a memory error, at some time; only ever set
  * @flags: GUEST_MEMFD_FLAG_*, constant
  * @in_place: see "Terms", constant
@@ -120,7 +128,11 @@ struct gmem_inode {
 	struct gmem_state state;
 	pgoff_t nr_private;
 	pgoff_t nr_converting;
-	bool owned;
+	pgoff_t nr_owned;
+	struct kvm *owner;
+	/** @own_lock: see "Locks" */
+	struct mutex own_lock;
+	struct maple_tree claims;
 	bool poisoned;
 	u64 flags;
 	bool in_place;
@@ -142,6 +154,9 @@ struct gmem_file {
 	struct list_head entry;
 	bool invalidating;
 };
+
+/* How many pages to handle before others get their turn. */
+#define GMEM_BATCH	512
 
 static inline struct gmem_inode *GMEM_I(const struct inode *inode)
 {
@@ -166,6 +181,12 @@ static inline pgoff_t gmem_gfn_to_index(const struct kvm_memory_slot *slot,
 	return gfn - slot->base_gfn + slot->gmem.pgoff;
 }
 
+/* gfn - index, of all pages of a memslot. */
+static inline long gmem_slot_delta(const struct kvm_memory_slot *slot)
+{
+	return slot->base_gfn - slot->gmem.pgoff;
+}
+
 /* inode.c */
 
 /**
@@ -184,11 +205,13 @@ bool gmem_inode_is_gmem(const struct inode *inode);
  * @size: in bytes, positive and page-aligned
  * @flags: GUEST_MEMFD_FLAG_*, checked by the caller
  * @in_place: whether pages can be converted
+ * @kvm: the VM that the first file is for, and that has the file pin it
  *
  * Context: may sleep.
  * Return: the inode, with one reference, or an ERR_PTR.
  */
-struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place);
+struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place,
+				struct kvm *kvm);
 
 /**
  * gmem_inode_open() - Open guest memory
@@ -231,7 +254,7 @@ void gmem_block_init_folio(struct folio *folio);
  * @start: first index
  * @end: first index behind the range, within i_size
  *
- * Context: takes invalidate_lock shared.  May sleep; a signal ends it.
+ * Context: caller holds invalidate_lock.  May sleep; a signal ends it.
  * Return: 0, -EINTR or -ENOMEM.  Pages allocated before an error remain: they
  *         hold no content, so the range still reads the same.
  */
@@ -318,6 +341,195 @@ void gmem_bind_convert_begin(struct inode *inode, pgoff_t start, pgoff_t end,
  */
 void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio);
 
+/**
+ * gmem_bind_next() - Find what is bound of a range
+ * @inode: the memory; in a file of its owner
+ * @start: first index; set to the first one that is bound
+ * @end: first index behind the range
+ * @last: first index that is not bound any more, or not at the same distance
+ *        from its gfn; at most @end
+ * @delta: that distance, gfn - index
+ *
+ * Context: caller holds invalidate_lock.
+ * Return: whether something is bound.
+ */
+bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
+		    pgoff_t *last, long *delta);
+
+/**
+ * gmem_bind_is_bugged() - Tell whether KVM has given up on a VM of the memory
+ * @inode: the memory
+ *
+ * Its guest may still have pages that an invalidation should have taken away.
+ *
+ * Context: caller holds invalidate_lock.
+ */
+bool gmem_bind_is_bugged(struct inode *inode);
+
+/*
+ * own.c: the callers hold invalidate_lock, exclusively unless noted, and may
+ * sleep.  What fails has changed nothing (I3) if not noted; errors are -ENOMEM,
+ * -EINTR if the task is being killed, and those of the architecture.
+ */
+#ifdef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT
+/**
+ * gmem_own_pages() - Make private pages the guest's, where they are bound
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ *
+ * For pages that are new, or have not been owned for other reasons.  Where this
+ * fails, a part of the pages may be owned.  The caller refers to none of them.
+ *
+ * Context: invalidate_lock is held in any mode.
+ */
+int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end);
+
+int __gmem_own_page(struct inode *inode, pgoff_t index);
+
+/* The same for one page, on behalf of a guest fault: mostly there is nothing to do. */
+static inline int gmem_own_page(struct inode *inode, pgoff_t index)
+{
+	const struct gmem_inode *gi = GMEM_I(inode);
+
+	if (!gi->owner || gmem_state_get(&gi->state, index, GMEM_PRIVATE | GMEM_OWNED,
+					 NULL) != GMEM_PRIVATE)
+		return 0;
+	return __gmem_own_page(inode, index);
+}
+
+/**
+ * gmem_own_to_private() - Make shared pages the guest's, to be private afterwards
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ * @error_index: where it failed
+ *
+ * Context: nobody uses the pages but the guest, whose mappings are gone.
+ */
+int gmem_own_to_private(struct inode *inode, pgoff_t start, pgoff_t end,
+			pgoff_t *error_index);
+
+/**
+ * gmem_own_to_shared() - Make pages the host's, to be shared afterwards
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ * @error_index: where it failed
+ *
+ * On success, the caller clears GMEM_OWNED for the range, whatever happens.
+ *
+ * Context: guest mappings of the private pages are gone.
+ */
+int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
+		       pgoff_t *error_index);
+
+/**
+ * gmem_own_bind() - Make pages the guest's that are going to be bound
+ * @inode: the memory
+ * @slot: the memslot, not in the bindings yet
+ *
+ * Pages that the guest had at other gfns move.  -EBUSY if they cannot, for they
+ * were populated and the guest has not been launched.
+ *
+ * Context: slots_lock is held too.
+ */
+int gmem_own_bind(struct inode *inode, const struct kvm_memory_slot *slot);
+
+/* Forget what is of no use anymore.  Owned pages stay so. */
+void gmem_own_unbind(struct inode *inode, const struct kvm_memory_slot *slot);
+
+/**
+ * gmem_own_prepare_populate() - Prepare for a page to be populated
+ * @inode: the memory
+ * @index: a private page
+ * @change: for gmem_own_end_populate()
+ *
+ * Before launch, the populate hook alone makes pages the guest's.  -EEXIST if this
+ * one is so already.
+ */
+int gmem_own_prepare_populate(struct inode *inode, pgoff_t index,
+			      struct gmem_state_change *change);
+
+/**
+ * gmem_own_end_populate() - The page has its content, and is the guest's now
+ * @inode: the memory
+ * @index: as for gmem_own_prepare_populate(), which has succeeded
+ * @change: likewise
+ * @ret: what the populate hook has returned
+ *
+ * Return: @ret, or else an error if the page cannot be the guest's.
+ */
+int gmem_own_end_populate(struct inode *inode, pgoff_t index,
+			  struct gmem_state_change *change, int ret);
+
+/**
+ * gmem_own_free() - Make pages the host's, to be freed, or leak them
+ * @inode: the memory
+ * @start: first index
+ * @end: first index behind the range
+ *
+ * Context: guest mappings are gone.  Cannot fail.
+ */
+void gmem_own_free(struct inode *inode, pgoff_t start, pgoff_t end);
+
+/* Forget the rest, with the last page gone. */
+void gmem_own_destroy(struct inode *inode);
+#else
+static inline int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	return 0;
+}
+
+static inline int gmem_own_page(struct inode *inode, pgoff_t index)
+{
+	return 0;
+}
+
+static inline int gmem_own_to_private(struct inode *inode, pgoff_t start,
+				      pgoff_t end, pgoff_t *error_index)
+{
+	return 0;
+}
+
+static inline int gmem_own_to_shared(struct inode *inode, pgoff_t start,
+				     pgoff_t end, pgoff_t *error_index)
+{
+	return 0;
+}
+
+static inline int gmem_own_bind(struct inode *inode,
+				const struct kvm_memory_slot *slot)
+{
+	return 0;
+}
+
+static inline void gmem_own_unbind(struct inode *inode,
+				   const struct kvm_memory_slot *slot)
+{
+}
+
+static inline int gmem_own_prepare_populate(struct inode *inode, pgoff_t index,
+					    struct gmem_state_change *change)
+{
+	return 0;
+}
+
+static inline int gmem_own_end_populate(struct inode *inode, pgoff_t index,
+					struct gmem_state_change *change, int ret)
+{
+	return ret;
+}
+
+static inline void gmem_own_free(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+}
+
+static inline void gmem_own_destroy(struct inode *inode)
+{
+}
+#endif
+
 /* convert.c */
 
 /**
@@ -330,8 +542,9 @@ void gmem_bind_invalidate_folio(struct inode *inode, struct folio *folio);
  *
  * Context: takes invalidate_lock.  May sleep, for 200 ms where somebody refers
  *          to a page.
- * Return: 0; -EAGAIN if somebody still refers to a page, -ENOMEM, or -EINTR if
- *         the task is being killed: then nothing has changed (I3).
+ * Return: 0; -EAGAIN if somebody still refers to a page, -ENOMEM, -EINTR if the
+ *         task is being killed, or -EIO if hardware does not give a page up: then
+ *         nothing has changed (I3).
  */
 int gmem_convert(struct inode *inode, pgoff_t start, pgoff_t end,
 		 bool to_private, pgoff_t *error_index);
@@ -379,7 +592,7 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
  * need no #ifdef.
  */
 
-/* Whether hardware keeps a record of the VM's pages, which conversion updates. */
+/* Whether hardware keeps a record of whose pages are. */
 #ifndef kvm_arch_gmem_owns_pages
 static inline bool kvm_arch_gmem_owns_pages(struct kvm *kvm)
 {
@@ -387,16 +600,10 @@ static inline bool kvm_arch_gmem_owns_pages(struct kvm *kvm)
 }
 #endif
 
-#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_CONVERT
-static inline int kvm_arch_gmem_make_private(struct kvm *kvm, gfn_t gfn,
-					     kvm_pfn_t pfn, kvm_pfn_t nr_pages)
-{
-	return 0;
-}
-#endif
-
-#ifndef CONFIG_HAVE_KVM_ARCH_GMEM_RECLAIM
-static inline void kvm_arch_gmem_reclaim(kvm_pfn_t pfn, kvm_pfn_t nr_pages)
+/* Check that pages are the host's that it uses, or frees; for debugging. */
+#ifndef kvm_arch_gmem_check_host
+static inline void kvm_arch_gmem_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages,
+					    const char *what)
 {
 }
 #endif

@@ -48,7 +48,7 @@ static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
 /* Called for each page that leaves the inode, whoever still refers to it. */
 static void gmem_free_folio(struct folio *folio)
 {
-	kvm_arch_gmem_reclaim(folio_pfn(folio), folio_nr_pages(folio));
+	kvm_arch_gmem_check_host(folio_pfn(folio), folio_nr_pages(folio), "freed");
 	folio_clear_unevictable(folio);
 }
 
@@ -71,7 +71,8 @@ static const struct inode_operations gmem_iops = {
 	.setattr = gmem_setattr,
 };
 
-struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place)
+struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place,
+				struct kvm *kvm)
 {
 	bool shared = flags & GUEST_MEMFD_FLAG_INIT_SHARED;
 	pgoff_t nr_pages = size >> PAGE_SHIFT;
@@ -86,6 +87,7 @@ struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place)
 	gi = GMEM_I(inode);
 	gi->flags = flags;
 	gi->in_place = in_place;
+	gi->owner = kvm_arch_gmem_owns_pages(kvm) ? kvm : NULL;
 	gi->nr_private = shared ? 0 : nr_pages;
 	gmem_state_init(&gi->state, nr_pages, shared ? 0 : GMEM_PRIVATE);
 
@@ -124,8 +126,10 @@ static struct inode *gmem_alloc_inode(struct super_block *sb)
 
 	gi->flags = 0;
 	gi->nr_converting = 0;
-	gi->owned = false;
+	gi->nr_owned = 0;
 	gi->poisoned = false;
+	mt_init_flags(&gi->claims, MT_FLAGS_LOCK_EXTERN);
+	mt_set_external_lock(&gi->claims, &gi->own_lock);
 	mpol_shared_policy_init(&gi->policy, NULL);
 	return &gi->vfs_inode;
 }
@@ -171,6 +175,7 @@ static void gmem_construct_inode(void *object)
 
 	inode_init_once(&gi->vfs_inode);
 	mutex_init(&gi->bind_lock);
+	mutex_init(&gi->own_lock);
 	INIT_LIST_HEAD(&gi->files);
 }
 

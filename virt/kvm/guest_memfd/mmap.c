@@ -19,6 +19,26 @@
 /* What is mapped at once, if it is there and the user walks through it. */
 #define GMEM_FAULT_AROUND	max(SZ_256K >> PAGE_SHIFT, 1UL)
 
+#ifdef kvm_arch_gmem_check_host
+/* Whatever the state says, no page of these may be the guest's alone. */
+static void gmem_check_mapped(struct inode *inode, pgoff_t first, pgoff_t last)
+{
+	struct folio *folio;
+	unsigned long index;
+
+	guard(rcu)();
+	xa_for_each_range(&inode->i_mapping->i_pages, index, folio, first, last) {
+		/* Core-mm does not map these. */
+		if (!folio_test_hwpoison(folio))
+			kvm_arch_gmem_check_host(folio_pfn(folio), 1, "mapped");
+	}
+}
+#else
+static void gmem_check_mapped(struct inode *inode, pgoff_t first, pgoff_t last)
+{
+}
+#endif
+
 /* Map what is present and shared around a fault, if the page it is about is. */
 static vm_fault_t gmem_map_around(struct vm_fault *vmf, struct inode *inode)
 {
@@ -28,7 +48,8 @@ static vm_fault_t gmem_map_around(struct vm_fault *vmf, struct inode *inode)
 
 	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
 
-	if (gmem_state_get(st, first, GMEM_PRIVATE, &order))
+	/* A page may be shared and still owned, where hardware has failed. */
+	if (gmem_state_get(st, first, GMEM_PRIVATE | GMEM_OWNED, &order))
 		return VM_FAULT_SIGBUS;
 
 	if (!xa_load(&inode->i_mapping->i_pages, first))
@@ -40,7 +61,9 @@ static vm_fault_t gmem_map_around(struct vm_fault *vmf, struct inode *inode)
 		last = first + GMEM_FAULT_AROUND - 1;
 	}
 
-	return filemap_offlru_map(vmf, first, min(last, st->nr_pages - 1));
+	last = min(last, st->nr_pages - 1);
+	gmem_check_mapped(inode, first, last);
+	return filemap_offlru_map(vmf, first, last);
 }
 
 /* For reads, before gmem_fault() and under RCU: do what can be done at once. */
@@ -79,6 +102,7 @@ static vm_fault_t gmem_fault(struct vm_fault *vmf)
 		goto out_unlock;
 	}
 
+	gmem_check_mapped(inode, vmf->pgoff, vmf->pgoff);
 	gmem_block_init_folio(folio);
 	vmf->page = folio_file_page(folio, vmf->pgoff);
 	/*

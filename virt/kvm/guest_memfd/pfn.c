@@ -42,11 +42,9 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 }
 
 /* Return what the guest may map: initialised, and the guest's own if private. */
-static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
-					 struct kvm_memory_slot *slot,
+static struct folio *gmem_pfn_make_folio(struct kvm_memory_slot *slot,
 					 struct file *file, gfn_t gfn)
 {
-	struct inode *inode = file_inode(file);
 	struct folio *folio;
 	int ret;
 
@@ -55,20 +53,12 @@ static struct folio *gmem_pfn_make_folio(struct kvm *kvm,
 		return folio;
 
 	gmem_block_init_folio(folio);
-
-	if (kvm_arch_gmem_owns_pages(kvm) &&
-	    gmem_is_private(inode, gmem_gfn_to_index(slot, gfn))) {
-		WRITE_ONCE(GMEM_I(inode)->owned, true);
-		ret = kvm_arch_gmem_make_private(kvm, gfn, folio_pfn(folio), 1);
-		if (ret) {
-			folio_unlock(folio);
-			folio_put(folio);
-			return ERR_PTR(ret);
-		}
-	}
-
 	folio_unlock(folio);
-	return folio;
+
+	/* Nobody refers to what is about to become the guest's: invalidate_lock does. */
+	folio_put(folio);
+	ret = gmem_own_page(file_inode(file), gmem_gfn_to_index(slot, gfn));
+	return ret ? ERR_PTR(ret) : folio;
 }
 
 int kvm_gmem_get_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
@@ -83,9 +73,9 @@ int kvm_gmem_get_pfn(struct kvm *kvm, struct kvm_memory_slot *slot,
 
 	/* Keep the page from going away, or changing hands, meanwhile. */
 	filemap_invalidate_lock_shared(file->f_mapping);
-	folio = gmem_pfn_make_folio(kvm, slot, file, gfn);
-	if (!IS_ERR(folio) && !page)
-		folio_put(folio);
+	folio = gmem_pfn_make_folio(slot, file, gfn);
+	if (!IS_ERR(folio) && page)
+		folio_get(folio);
 	filemap_invalidate_unlock_shared(file->f_mapping);
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);

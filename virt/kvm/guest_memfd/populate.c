@@ -17,6 +17,9 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 			      struct file *file, gfn_t gfn, struct page *src,
 			      kvm_gmem_populate_cb post_populate, void *opaque)
 {
+	struct inode *inode = file_inode(file);
+	pgoff_t index = gmem_gfn_to_index(slot, gfn);
+	struct gmem_state_change change;
 	struct folio *folio;
 	int ret;
 
@@ -32,15 +35,15 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	if (IS_ERR(folio))
 		return PTR_ERR(folio);
 
-	if (!src)
+	ret = gmem_own_prepare_populate(inode, index, &change);
+	if (!ret && !src)
 		gmem_block_init_folio(folio);
 
 	/* invalidate_lock keeps the page; the hook may sleep for long. */
 	folio_unlock(folio);
-
-	/* The hook may fail to undo what it did. */
-	if (kvm_arch_gmem_owns_pages(kvm))
-		WRITE_ONCE(GMEM_I(file_inode(file))->owned, true);
+	folio_put(folio);
+	if (ret)
+		return ret;
 
 	ret = post_populate(kvm, gfn, folio_pfn(folio), src, opaque);
 	if (!ret) {
@@ -48,8 +51,7 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 		folio_mark_uptodate(folio);
 	}
 
-	folio_put(folio);
-	return ret;
+	return gmem_own_end_populate(inode, index, &change, ret);
 }
 
 /* Get one page of the source, writable if the hook reports back through it. */

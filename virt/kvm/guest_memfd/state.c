@@ -213,7 +213,7 @@ static bool reserve(struct gmem_state_change *c, unsigned int order)
 	void **node;
 
 	node = kmalloc(is_leaf ? sizeof(struct gmem_leaf) : sizeof(struct gmem_table),
-		       GFP_KERNEL_ACCOUNT);
+		       GFP_KERNEL_ACCOUNT | c->gfp);
 	if (!node)
 		return false;
 
@@ -391,18 +391,31 @@ void gmem_state_destroy(struct gmem_state *st)
 	gmem_state_commit(st, &c);
 }
 
-int gmem_state_prepare(const struct gmem_state *st, struct gmem_state_change *c,
-		       pgoff_t start, pgoff_t end,
-		       unsigned long mask, unsigned long bits)
+static int prepare(const struct gmem_state *st, struct gmem_state_change *c)
 {
 	unsigned int nr;
 
 	might_sleep();
 
 	/* Include what is behind the last index (S3). */
-	if (end == st->nr_pages)
-		end = BIT(st->order);
+	if (c->end == st->nr_pages)
+		c->end = BIT(st->order);
 
+	for_each_set_bit(nr, &c->mask, GMEM_STATE_NR_BITS) {
+		if (!word_reserve(c, word_get(&st->root[nr]), st->order, c->start,
+				  c->end, c->bits & BIT(nr))) {
+			gmem_state_abort(c);
+			return -ENOMEM;
+		}
+	}
+
+	return 0;
+}
+
+int gmem_state_prepare(const struct gmem_state *st, struct gmem_state_change *c,
+		       pgoff_t start, pgoff_t end,
+		       unsigned long mask, unsigned long bits)
+{
 	*c = (struct gmem_state_change) {
 		.start	= start,
 		.end	= end,
@@ -410,15 +423,7 @@ int gmem_state_prepare(const struct gmem_state *st, struct gmem_state_change *c,
 		.bits	= bits,
 	};
 
-	for_each_set_bit(nr, &mask, GMEM_STATE_NR_BITS) {
-		if (!word_reserve(c, word_get(&st->root[nr]), st->order, start, end,
-				  bits & BIT(nr))) {
-			gmem_state_abort(c);
-			return -ENOMEM;
-		}
-	}
-
-	return 0;
+	return prepare(st, c);
 }
 
 void gmem_state_commit(struct gmem_state *st, struct gmem_state_change *c)
@@ -433,6 +438,21 @@ void gmem_state_commit(struct gmem_state *st, struct gmem_state_change *c)
 
 	/* Not so if the table has changed since the change was prepared. */
 	WARN_ON_ONCE(c->leaves || c->tables);
+}
+
+void gmem_state_set(struct gmem_state *st, pgoff_t start, pgoff_t end,
+		    unsigned long mask, unsigned long bits)
+{
+	struct gmem_state_change c = {
+		.start	= start,
+		.end	= end,
+		.mask	= mask,
+		.bits	= bits,
+		.gfp	= __GFP_NOFAIL,
+	};
+
+	prepare(st, &c);
+	gmem_state_commit(st, &c);
 }
 
 void gmem_state_abort(struct gmem_state_change *c)

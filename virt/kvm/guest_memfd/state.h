@@ -35,12 +35,14 @@ struct gmem_state {
  * @end: first index behind the range
  * @mask: the GMEM_* bits to write
  * @bits: what to write to them
+ * @gfp: how to allocate, besides GFP_KERNEL_ACCOUNT
  * @leaves: nodes in reserve, each linked to the next by its first word
  * @tables: the same for the other kind of node
  */
 struct gmem_state_change {
 	pgoff_t start, end;
 	unsigned long mask, bits;
+	gfp_t gfp;
 	void *leaves;
 	void *tables;
 };
@@ -132,6 +134,23 @@ int gmem_state_prepare(const struct gmem_state *st, struct gmem_state_change *c,
  *          if memory is short that can be for an RCU grace period.
  */
 void gmem_state_commit(struct gmem_state *st, struct gmem_state_change *c);
+
+/**
+ * gmem_state_set() - Change a range at once; cannot fail
+ * @st: the table
+ * @start: first index
+ * @end: first index behind the range, at most nr_pages, greater than @start
+ * @mask: the GMEM_* bits to write
+ * @bits: what to write to them
+ *
+ * For error paths, and where memory is given up.  Everywhere else prepare first:
+ * what this allocates, a node per level at each end of the range, it waits for,
+ * however short memory is.
+ *
+ * Context: caller excludes other writers.  May sleep, for long.
+ */
+void gmem_state_set(struct gmem_state *st, pgoff_t start, pgoff_t end,
+		    unsigned long mask, unsigned long bits);
 
 /**
  * gmem_state_abort() - Give a prepared change up

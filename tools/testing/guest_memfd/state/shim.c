@@ -21,15 +21,15 @@ long shim_nr_objects(void)
 	return __atomic_load_n(&nr_objects, __ATOMIC_RELAXED);
 }
 
-void *kmalloc(size_t size, unsigned int gfp)
+void *kmalloc(size_t size, gfp_t gfp)
 {
 	void *p;
 
 	/* Memory that a guest can make the host allocate has to be charged. */
-	assert(gfp == GFP_KERNEL_ACCOUNT);
+	assert((gfp | __GFP_NOFAIL) == (GFP_KERNEL_ACCOUNT | __GFP_NOFAIL));
 	might_sleep();
 
-	if (fail_nth && !--fail_nth)
+	if (!(gfp & __GFP_NOFAIL) && fail_nth && !--fail_nth)
 		return NULL;
 
 	p = malloc(size);

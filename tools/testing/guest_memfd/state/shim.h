@@ -148,8 +148,11 @@ do {									\
 
 #define GFP_KERNEL		0
 #define GFP_KERNEL_ACCOUNT	1
+#define __GFP_NOFAIL		2
 
-void *kmalloc(size_t size, unsigned int gfp);
+typedef unsigned int gfp_t;
+
+void *kmalloc(size_t size, gfp_t gfp);
 void kfree(void *p);
 
 /* Fail the nth allocation from now; 0 for none. */

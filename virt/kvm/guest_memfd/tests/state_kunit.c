@@ -249,6 +249,21 @@ static void abort_changes_nothing(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, get(test, MAX_PAGES / 2), 0);
 }
 
+static void set_is_prepare_and_commit(struct kunit *test)
+{
+	struct gmem_state *st = test->priv;
+
+	gmem_state_init(st, BIT(PUD_ORDER), GMEM_PRIVATE);
+	gmem_state_set(st, 3, 5, GMEM_PRIVATE | GMEM_OWNED, GMEM_OWNED);
+	KUNIT_EXPECT_EQ(test, gmem_state_get(st, 2, ~0UL, NULL), GMEM_PRIVATE);
+	KUNIT_EXPECT_EQ(test, gmem_state_get(st, 3, ~0UL, NULL), GMEM_OWNED);
+	KUNIT_EXPECT_EQ(test, gmem_state_get(st, 4, ~0UL, NULL), GMEM_OWNED);
+	KUNIT_EXPECT_EQ(test, gmem_state_get(st, 5, ~0UL, NULL), GMEM_PRIVATE);
+
+	gmem_state_set(st, 0, BIT(PUD_ORDER), GMEM_PRIVATE | GMEM_OWNED, GMEM_OWNED);
+	KUNIT_EXPECT_EQ(test, gmem_state_check(st), 0);
+}
+
 static void no_change_needs_no_node(struct kunit *test)
 {
 	struct gmem_state *st = test->priv;
@@ -350,6 +365,7 @@ static struct kunit_case gmem_state_cases[] = {
 	KUNIT_CASE(uniform_spans_collapse),
 	KUNIT_CASE(a_partial_end_is_uniform),
 	KUNIT_CASE(abort_changes_nothing),
+	KUNIT_CASE(set_is_prepare_and_commit),
 	KUNIT_CASE(no_change_needs_no_node),
 	KUNIT_CASE(destroyed_is_clear),
 	KUNIT_CASE(check_finds_faults),

@@ -410,6 +410,17 @@ static bool model_change_bits(struct gmem_model *m, unsigned int mask)
 	int ret;
 
 	model_pick(m, &first, &next);
+	if (model_one_in(m, 4)) {
+		/* Not even where an allocation can. */
+		if (m->fail_nth)
+			m->fail_nth(1);
+		gmem_state_set(&m->st, m->cut[first], m->cut[next], mask, bits);
+		if (m->fail_nth)
+			m->fail_nth(0);
+		model_apply(m, first, next, mask, bits);
+		return true;
+	}
+
 	if (!model_prepare(m, &c, m->cut[first], m->cut[next], mask, bits, &ret))
 		return false;
 	if (ret)

@@ -1,0 +1,663 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * guest_memfd ownership: pages that hardware records as the guest's.
+ *
+ * Owns: the owned bit of an inode's state, and its claims.  The only caller of
+ * the architecture's hooks.
+ *
+ *   owned   kvm_arch_gmem_make_private() has succeeded for the page, or populate
+ *           has done the same, and nobody has given the page back since.
+ *   claim   The gfns that a range of indices was last bound to, as a difference.
+ *           It outlives the binding: unbinding costs the guest nothing, and the
+ *           page goes back under the gfn that it was taken for.
+ *   run     Pages in a row, by index, gfn and pfn.  Hooks get one at a time: at
+ *           most 2 MiB, and aligned if it is as much.
+ *
+ * O1  A page is owned from when it is present, private and bound, in whatever
+ *     order these come true, until it is shared or freed.  Where the VM cannot
+ *     own pages yet, until the first guest fault after that.
+ * O2  An absent page is not owned, nor is a shared one.
+ * O3  All owned pages have claims.
+ * O4  A page with a memory error is not touched: no hook gets it, and it is
+ *     never freed.
+ *
+ * So a page changes hands once on the way in and once on the way out.  Guest
+ * faults find the bit set; zaps, and the size of a mapping, have nothing to do
+ * with it.
+ *
+ * A hook gives all of a run or nothing.  What has been done for other runs is
+ * undone, by the reverse hook.  Where that fails too, the guest may lose, and the
+ * host may not: see gmem_own_lost().
+ *
+ * The host does not write to what it does not own, so a page has its zeroes
+ * before (I5).
+ */
+#include <linux/cleanup.h>
+#include <linux/maple_tree.h>
+#include <linux/sched/signal.h>
+
+#include "gmem.h"
+
+#include <trace/events/kvm_gmem.h>
+
+/* What hardware can record as one. */
+#define GMEM_RUN_MAX	BIT(PMD_ORDER)
+
+/* For a page that is given up, wherever the guest had it. */
+#define NO_GFN		(~(gfn_t)0)
+
+struct gmem_run {
+	pgoff_t index;
+	kvm_pfn_t pfn;
+	unsigned int nr;
+};
+
+/* In a claim: gfn - index, a difference of numbers of less than 52 bits. */
+static void *gmem_claim_entry(long delta)
+{
+	return xa_mk_value(delta & LONG_MAX);
+}
+
+static long gmem_claim_delta(const void *entry)
+{
+	return (long)entry >> 1;
+}
+
+/* Is the page at @pfn the next one of a run? */
+static bool gmem_run_goes_on(const struct gmem_run *run, pgoff_t index,
+			     kvm_pfn_t pfn)
+{
+	return index == run->index + run->nr && pfn == run->pfn + run->nr &&
+	       pfn % GMEM_RUN_MAX;
+}
+
+/* Find the first run in [start, end), all of whose pages have the same state. */
+static bool gmem_run_of_folios(struct inode *inode, pgoff_t start, pgoff_t end,
+			       struct gmem_run *run)
+{
+	XA_STATE(xas, &inode->i_mapping->i_pages, start);
+	struct folio *folio;
+
+	guard(rcu)();
+	run->nr = 0;
+	xas_for_each(&xas, folio, end - 1) {
+		if (xas_retry(&xas, folio))
+			continue;
+
+		if (run->nr && (folio_test_hwpoison(folio) ||
+				!gmem_run_goes_on(run, xas.xa_index, folio_pfn(folio))))
+			break;
+		if (folio_test_hwpoison(folio))
+			continue;
+
+		if (!run->nr++) {
+			run->index = xas.xa_index;
+			run->pfn = folio_pfn(folio);
+		}
+	}
+
+	return run->nr;
+}
+
+/*
+ * Find the first run at or behind @index of pages that have @bits of @mask in
+ * @st.  invalidate_lock keeps them.
+ */
+static bool gmem_next_run(struct inode *inode, const struct gmem_state *st,
+			  unsigned long mask, unsigned long bits, pgoff_t index,
+			  pgoff_t end, struct gmem_run *run)
+{
+	unsigned long found;
+	pgoff_t start, next;
+
+	for (; index < end; index = next) {
+		start = index;
+		do {
+			next = min(gmem_state_run(st, index, mask, &found), end);
+			if (found != bits)
+				break;
+			index = next;
+		} while (index < end && index - start < GMEM_RUN_MAX);
+
+		if (index > start && gmem_run_of_folios(inode, start, index, run))
+			return true;
+		cond_resched();
+	}
+
+	return false;
+}
+
+static int gmem_call(struct inode *inode, enum kvm_gmem_own_op op,
+		     const struct gmem_run *run, gfn_t gfn)
+{
+	struct kvm *kvm = GMEM_I(inode)->owner;
+	int ret = 0;
+
+	switch (op) {
+	case KVM_GMEM_MAKE_PRIVATE:
+		ret = kvm_arch_gmem_make_private(kvm, gfn, run->pfn, run->nr);
+		break;
+	case KVM_GMEM_MAKE_SHARED:
+		ret = kvm_arch_gmem_make_shared(kvm, gfn, run->pfn, run->nr);
+		break;
+	case KVM_GMEM_RECLAIM:
+		ret = kvm_arch_gmem_reclaim(kvm, run->pfn, run->nr);
+		break;
+	case KVM_GMEM_LEAK:
+		kvm_arch_gmem_leak(kvm, run->pfn, run->nr);
+		break;
+	}
+
+	trace_kvm_gmem_own(inode, op, run->index, gfn, run->pfn, run->nr, ret);
+	return ret;
+}
+
+/* A hook that fails, and fails to undo what it did, leaves the VM bugged. */
+static bool gmem_hook_took_nothing(const struct gmem_inode *gi, int ret)
+{
+	return ret && !gi->owner->vm_bugged;
+}
+
+/*
+ * A page could not be given back that the guest should not have anymore, or the
+ * other way round.  Keep the guest from finding out what it is left with.
+ */
+static void gmem_own_lost(struct inode *inode, const struct gmem_run *run)
+{
+	pr_err_ratelimited("guest_memfd: VM is lost: pfn 0x%llx, %u pages, are in the wrong hands\n",
+			   run->pfn, run->nr);
+	kvm_vm_dead(GMEM_I(inode)->owner);
+}
+
+static void gmem_init_run(const struct gmem_run *run)
+{
+	struct folio *folio;
+	unsigned int i;
+
+	for (i = 0; i < run->nr; i++) {
+		folio = pfn_folio(run->pfn + i);
+		if (folio_test_uptodate(folio))
+			continue;
+
+		folio_lock(folio);
+		gmem_block_init_folio(folio);
+		folio_unlock(folio);
+	}
+}
+
+static int gmem_take_run(struct inode *inode, const struct gmem_run *run,
+			 long delta, struct gmem_state *taken)
+{
+	struct gmem_state_change change, note = {};
+	struct gmem_inode *gi = GMEM_I(inode);
+	int ret;
+
+	ret = gmem_state_prepare(&gi->state, &change, run->index,
+				 run->index + run->nr, GMEM_OWNED, GMEM_OWNED);
+	if (ret)
+		return ret;
+
+	if (taken)
+		ret = gmem_state_prepare(taken, &note, run->index,
+					 run->index + run->nr, GMEM_OWNED, GMEM_OWNED);
+	if (!ret) {
+		gmem_init_run(run);
+		ret = gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + delta);
+	}
+	if (gmem_hook_took_nothing(gi, ret)) {
+		gmem_state_abort(&note);
+		gmem_state_abort(&change);
+		return ret;
+	}
+
+	gmem_state_commit(&gi->state, &change);
+	if (taken)
+		gmem_state_commit(taken, &note);
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned + run->nr);
+	return ret;
+}
+
+/*
+ * Make those pages of a range the guest's that are private, or not private, as
+ * @private says, and not owned.  Note them in @taken, for gmem_untake(), if it is
+ * not NULL.  Set @start to where it fails.
+ */
+static int gmem_take(struct inode *inode, pgoff_t *start, pgoff_t end, long delta,
+		     bool private, struct gmem_state *taken)
+{
+	struct gmem_run run;
+	int ret;
+
+	while (gmem_next_run(inode, &GMEM_I(inode)->state, GMEM_PRIVATE | GMEM_OWNED,
+			     private ? GMEM_PRIVATE : 0, *start, end, &run)) {
+		*start = run.index;
+		ret = fatal_signal_pending(current) ? -EINTR :
+		      gmem_take_run(inode, &run, delta, taken);
+		if (ret)
+			return ret;
+		*start += run.nr;
+	}
+
+	return 0;
+}
+
+/* Give the pages of a range back that are owned, and have @bits of @mask in @st. */
+static void gmem_untake(struct inode *inode, const struct gmem_state *st,
+			unsigned long mask, pgoff_t start, pgoff_t end, long delta)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_run run;
+
+	while (gmem_next_run(inode, st, mask, GMEM_OWNED, start, end, &run)) {
+		start = run.index + run.nr;
+
+		if (gmem_call(inode, KVM_GMEM_MAKE_SHARED, &run, run.index + delta)) {
+			/* Owned and shared: gmem_fault() keeps users away. */
+			gmem_own_lost(inode, &run);
+			continue;
+		}
+		gmem_state_set(&gi->state, run.index, start, GMEM_OWNED, 0);
+		WRITE_ONCE(gi->nr_owned, gi->nr_owned - run.nr);
+	}
+}
+
+/* The hook failed that would have undone something: the page is the host's. */
+static void gmem_disown_run(struct inode *inode, const struct gmem_run *run)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	gmem_state_set(&gi->state, run->index, run->index + run->nr, GMEM_OWNED, 0);
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned - run->nr);
+}
+
+/*
+ * Move an owned run from the gfns of @from to those of @to, or to the host if
+ * that is NULL.  Its state says what it was before.
+ */
+static int gmem_move_run(struct inode *inode, const struct gmem_run *run,
+			 long from, const long *to)
+{
+	int ret;
+
+	ret = gmem_call(inode, KVM_GMEM_MAKE_SHARED, run, run->index + from);
+	if (ret || !to)
+		return ret;
+
+	ret = gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + *to);
+	if (ret && gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + from))
+		gmem_disown_run(inode, run);
+	return ret;
+}
+
+static void gmem_move_run_back(struct inode *inode, const struct gmem_run *run,
+			       long from, const long *to)
+{
+	if (to && gmem_call(inode, KVM_GMEM_MAKE_SHARED, run, run->index + *to))
+		gmem_own_lost(inode, run);
+	else if (gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + from))
+		gmem_disown_run(inode, run);
+}
+
+/* Move the owned pages of [start, *end); set @end to where it fails. */
+static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const long *to)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
+	const struct gmem_state *st = &GMEM_I(inode)->state;
+	pgoff_t index, last;
+	struct gmem_run run;
+	void *claim;
+	long from;
+	int ret;
+
+	mas_for_each(&mas, claim, *end - 1) {
+		from = gmem_claim_delta(claim);
+		if (to && *to == from)
+			continue;
+
+		index = max(start, mas.index);
+		last = min(*end, mas.last + 1);
+		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, index, last,
+				     &run)) {
+			ret = fatal_signal_pending(current) ? -EINTR :
+			      gmem_move_run(inode, &run, from, to);
+			if (ret) {
+				*end = run.index;
+				return ret;
+			}
+			index = run.index + run.nr;
+		}
+	}
+
+	return 0;
+}
+
+/* Undo what gmem_move() has done in [start, end). */
+static void gmem_move_back(struct inode *inode, pgoff_t start, pgoff_t end,
+			   const long *to)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
+	const struct gmem_state *st = &GMEM_I(inode)->state;
+	pgoff_t index, last;
+	struct gmem_run run;
+	void *claim;
+	long from;
+
+	if (start == end)
+		return;
+
+	mas_for_each(&mas, claim, end - 1) {
+		from = gmem_claim_delta(claim);
+		if (to && *to == from)
+			continue;
+
+		index = max(start, mas.index);
+		last = min(end, mas.last + 1);
+		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, index, last,
+				     &run)) {
+			gmem_move_run_back(inode, &run, from, to);
+			index = run.index + run.nr;
+		}
+	}
+}
+
+/* Is there a page in [start, end) that gmem_move() would move? */
+static bool gmem_would_move(struct inode *inode, pgoff_t start, pgoff_t end, long to)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
+	const struct gmem_state *st = &GMEM_I(inode)->state;
+	struct gmem_run run;
+	void *claim;
+
+	mas_for_each(&mas, claim, end - 1) {
+		if (gmem_claim_delta(claim) != to &&
+		    gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED,
+				  max(start, mas.index), min(end, mas.last + 1), &run))
+			return true;
+	}
+
+	return false;
+}
+
+static pgoff_t gmem_count_owned(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	const struct gmem_state *st = &GMEM_I(inode)->state;
+	unsigned long bits;
+	pgoff_t next, nr = 0;
+
+	for (; start < end; start = next) {
+		next = min(gmem_state_run(st, start, GMEM_OWNED, &bits), end);
+		if (bits)
+			nr += next - start;
+		cond_resched();
+	}
+
+	return nr;
+}
+
+int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t last;
+	long delta;
+	int ret;
+
+	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner || !kvm_arch_gmem_can_own(gi->owner))
+		return 0;
+
+	guard(mutex)(&gi->own_lock);
+	for (; gmem_bind_next(inode, &start, end, &last, &delta); start = last) {
+		ret = gmem_take(inode, &start, last, delta, true, NULL);
+		if (ret)
+			return ret;
+	}
+	return 0;
+}
+
+int __gmem_own_page(struct inode *inode, pgoff_t index)
+{
+	/* Nothing but its initial image: and that is there. */
+	if (!kvm_arch_gmem_can_own(GMEM_I(inode)->owner))
+		return -EIO;
+
+	return gmem_own_pages(inode, index, index + 1);
+}
+
+int gmem_own_to_private(struct inode *inode, pgoff_t start, pgoff_t end,
+			pgoff_t *error_index)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t index = start, last;
+	long delta;
+	int ret = 0;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner || !kvm_arch_gmem_can_own(gi->owner))
+		return 0;
+
+	guard(mutex)(&gi->own_lock);
+	for (; gmem_bind_next(inode, &index, end, &last, &delta); index = last) {
+		ret = gmem_take(inode, &index, last, delta, false, NULL);
+		if (ret)
+			break;
+	}
+	if (!ret)
+		return 0;
+
+	*error_index = index;
+	/* No other page is owned and not private. */
+	for (index = start; gmem_bind_next(inode, &index, end, &last, &delta); index = last)
+		gmem_untake(inode, &gi->state, GMEM_PRIVATE | GMEM_OWNED, index, last,
+			    delta);
+	return ret;
+}
+
+int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
+		       pgoff_t *error_index)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t stop = end;
+	int ret;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner)
+		return 0;
+
+	guard(mutex)(&gi->own_lock);
+	ret = gmem_move(inode, start, &stop, NULL);
+	if (ret) {
+		gmem_move_back(inode, start, stop, NULL);
+		*error_index = stop;
+		return ret;
+	}
+
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned - gmem_count_owned(inode, start, end));
+	return 0;
+}
+
+static int gmem_rebind(struct inode *inode, pgoff_t start, pgoff_t end, long delta)
+{
+	pgoff_t index = start, stop = end;
+	struct gmem_state taken;
+	int ret;
+
+	/* What was populated cannot be had again.  Nothing else is owned yet. */
+	if (!kvm_arch_gmem_can_own(GMEM_I(inode)->owner))
+		return gmem_would_move(inode, start, end, delta) ? -EBUSY : 0;
+
+	gmem_state_init(&taken, gmem_nr_pages(inode), 0);
+	ret = gmem_move(inode, start, &stop, &delta);
+	if (!ret)
+		ret = gmem_take(inode, &index, end, delta, true, &taken);
+	if (ret) {
+		gmem_untake(inode, &taken, GMEM_OWNED, start, end, delta);
+		gmem_move_back(inode, start, stop, &delta);
+	}
+
+	gmem_state_destroy(&taken);
+	return ret;
+}
+
+int gmem_own_bind(struct inode *inode, const struct kvm_memory_slot *slot)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, slot->gmem.node.start, slot->gmem.node.last);
+	pgoff_t start = slot->gmem.pgoff, end = start + slot->npages;
+	long delta = gmem_slot_delta(slot);
+	struct gmem_inode *gi = GMEM_I(inode);
+	void *claim = gmem_claim_entry(delta);
+	int ret;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner)
+		return 0;
+
+	guard(mutex)(&gi->own_lock);
+	ret = mas_preallocate(&mas, claim, GFP_KERNEL_ACCOUNT);
+	if (ret)
+		return ret;
+
+	ret = gmem_rebind(inode, start, end, delta);
+	if (ret)
+		mas_destroy(&mas);
+	else
+		mas_store_prealloc(&mas, claim);
+	return ret;
+}
+
+void gmem_own_unbind(struct inode *inode, const struct kvm_memory_slot *slot)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, slot->gmem.node.start, slot->gmem.node.last);
+	pgoff_t start = slot->gmem.pgoff, end = start + slot->npages;
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner)
+		return;
+
+	/* To keep one for nothing does no harm, if there is no memory to drop it. */
+	guard(mutex)(&gi->own_lock);
+	if (!gmem_count_owned(inode, start, end))
+		mas_store_gfp(&mas, NULL, GFP_KERNEL_ACCOUNT);
+}
+
+int gmem_own_prepare_populate(struct inode *inode, pgoff_t index,
+			      struct gmem_state_change *change)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	*change = (struct gmem_state_change) {};
+	if (!gi->owner || kvm_arch_gmem_can_own(gi->owner))
+		return 0;
+
+	/* Do not as much as clear a page that is the guest's already. */
+	if (gmem_state_get(&gi->state, index, GMEM_OWNED, NULL))
+		return -EEXIST;
+
+	return gmem_state_prepare(&gi->state, change, index, index + 1, GMEM_OWNED,
+				  GMEM_OWNED);
+}
+
+int gmem_own_end_populate(struct inode *inode, pgoff_t index,
+			  struct gmem_state_change *change, int ret)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	if (!change->mask)
+		return ret ?: gmem_own_pages(inode, index, index + 1);
+
+	if (gmem_hook_took_nothing(gi, ret)) {
+		gmem_state_abort(change);
+		return ret;
+	}
+
+	gmem_state_commit(&gi->state, change);
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned + 1);
+	return ret;
+}
+
+/* Never let go of pages that the host must not touch. */
+static void gmem_leak_run(struct inode *inode, const struct gmem_run *run)
+{
+	unsigned int i;
+
+	for (i = 0; i < run->nr; i++)
+		folio_get(pfn_folio(run->pfn + i));
+	gmem_call(inode, KVM_GMEM_LEAK, run, NO_GFN);
+}
+
+/* Leak no more than what cannot be had back. */
+static void gmem_reclaim_run(struct inode *inode, const struct gmem_run *run)
+{
+	struct gmem_run page = { .nr = 1 };
+	unsigned int i;
+
+	if (!gmem_call(inode, KVM_GMEM_RECLAIM, run, NO_GFN))
+		return;
+
+	for (i = 0; i < run->nr; i++) {
+		page.index = run->index + i;
+		page.pfn = run->pfn + i;
+		if (run->nr == 1 || gmem_call(inode, KVM_GMEM_RECLAIM, &page, NO_GFN))
+			gmem_leak_run(inode, &page);
+	}
+}
+
+static void gmem_leak_poisoned(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_run run = { .nr = 1 };
+	struct folio_batch batch;
+	unsigned int i;
+
+	folio_batch_init(&batch);
+	while (filemap_get_folios(inode->i_mapping, &start, end - 1, &batch)) {
+		for (i = 0; i < folio_batch_count(&batch); i++) {
+			if (!folio_test_hwpoison(batch.folios[i]))
+				continue;
+			run.index = batch.folios[i]->index;
+			run.pfn = folio_pfn(batch.folios[i]);
+			gmem_leak_run(inode, &run);
+		}
+		folio_batch_release(&batch);
+		cond_resched();
+	}
+}
+
+void gmem_own_free(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t index = start, nr;
+	struct gmem_run run;
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
+
+	if (!gi->owner || start >= end)
+		return;
+
+	guard(mutex)(&gi->own_lock);
+	while (gmem_next_run(inode, &gi->state, GMEM_OWNED, GMEM_OWNED, index, end,
+			     &run)) {
+		index = run.index + run.nr;
+		gmem_reclaim_run(inode, &run);
+	}
+	if (READ_ONCE(gi->poisoned))
+		gmem_leak_poisoned(inode, start, end);
+
+	nr = gmem_count_owned(inode, start, end);
+	if (!nr)
+		return;
+	gmem_state_set(&gi->state, start, end, GMEM_OWNED, 0);
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned - nr);
+}
+
+void gmem_own_destroy(struct inode *inode)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	guard(mutex)(&gi->own_lock);
+	__mt_destroy(&gi->claims);
+}
