@@ -18,8 +18,8 @@
  *     own pages yet, until the first guest fault after that.
  * O2  An absent page is not owned, nor is a shared one.
  * O3  All owned pages have claims.
- * O4  A page with a memory error is not touched: no hook gets it, and it is
- *     never freed.
+ * O4  A page with a memory error is not touched: no hook gets it.  If it is owned,
+ *     it is leaked when others would be made the host's.
  *
  * So a page changes hands once on the way in and once on the way out.  Guest
  * faults find the bit set; zaps, and the size of a mapping, have nothing to do
@@ -378,6 +378,41 @@ static bool gmem_would_move(struct inode *inode, pgoff_t start, pgoff_t end, lon
 	return false;
 }
 
+/* Never let go of pages that the host must not touch. */
+static void gmem_leak_run(struct inode *inode, const struct gmem_run *run)
+{
+	unsigned int i;
+
+	for (i = 0; i < run->nr; i++)
+		folio_get(pfn_folio(run->pfn + i));
+	gmem_call(inode, KVM_GMEM_LEAK, run, NO_GFN);
+}
+
+/* Whoever has poisoned pages keeps them from being freed, but not for ever. */
+static void gmem_leak_poisoned(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+	struct gmem_run run = { .nr = 1 };
+	struct folio_batch batch;
+	unsigned int i;
+
+	if (!READ_ONCE(gi->poisoned))
+		return;
+
+	folio_batch_init(&batch);
+	while (filemap_get_folios(inode->i_mapping, &start, end - 1, &batch)) {
+		for (i = 0; i < folio_batch_count(&batch); i++) {
+			run.index = batch.folios[i]->index;
+			run.pfn = folio_pfn(batch.folios[i]);
+			if (folio_test_hwpoison(batch.folios[i]) &&
+			    gmem_state_get(&gi->state, run.index, GMEM_OWNED, NULL))
+				gmem_leak_run(inode, &run);
+		}
+		folio_batch_release(&batch);
+		cond_resched();
+	}
+}
+
 static pgoff_t gmem_count_owned(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	const struct gmem_state *st = &GMEM_I(inode)->state;
@@ -474,6 +509,7 @@ int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
 		return ret;
 	}
 
+	gmem_leak_poisoned(inode, start, end);
 	WRITE_ONCE(gi->nr_owned, gi->nr_owned - gmem_count_owned(inode, start, end));
 	return 0;
 }
@@ -580,16 +616,6 @@ int gmem_own_end_populate(struct inode *inode, pgoff_t index,
 	return ret;
 }
 
-/* Never let go of pages that the host must not touch. */
-static void gmem_leak_run(struct inode *inode, const struct gmem_run *run)
-{
-	unsigned int i;
-
-	for (i = 0; i < run->nr; i++)
-		folio_get(pfn_folio(run->pfn + i));
-	gmem_call(inode, KVM_GMEM_LEAK, run, NO_GFN);
-}
-
 /* Leak no more than what cannot be had back. */
 static void gmem_reclaim_run(struct inode *inode, const struct gmem_run *run)
 {
@@ -604,26 +630,6 @@ static void gmem_reclaim_run(struct inode *inode, const struct gmem_run *run)
 		page.pfn = run->pfn + i;
 		if (run->nr == 1 || gmem_call(inode, KVM_GMEM_RECLAIM, &page, NO_GFN))
 			gmem_leak_run(inode, &page);
-	}
-}
-
-static void gmem_leak_poisoned(struct inode *inode, pgoff_t start, pgoff_t end)
-{
-	struct gmem_run run = { .nr = 1 };
-	struct folio_batch batch;
-	unsigned int i;
-
-	folio_batch_init(&batch);
-	while (filemap_get_folios(inode->i_mapping, &start, end - 1, &batch)) {
-		for (i = 0; i < folio_batch_count(&batch); i++) {
-			if (!folio_test_hwpoison(batch.folios[i]))
-				continue;
-			run.index = batch.folios[i]->index;
-			run.pfn = folio_pfn(batch.folios[i]);
-			gmem_leak_run(inode, &run);
-		}
-		folio_batch_release(&batch);
-		cond_resched();
 	}
 }
 
@@ -644,8 +650,7 @@ void gmem_own_free(struct inode *inode, pgoff_t start, pgoff_t end)
 		index = run.index + run.nr;
 		gmem_reclaim_run(inode, &run);
 	}
-	if (READ_ONCE(gi->poisoned))
-		gmem_leak_poisoned(inode, start, end);
+	gmem_leak_poisoned(inode, start, end);
 
 	nr = gmem_count_owned(inode, start, end);
 	if (!nr)

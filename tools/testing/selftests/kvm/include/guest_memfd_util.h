@@ -271,6 +271,22 @@ static inline int gmem_write_file(const char *path, const char *text)
 	return ret;
 }
 
+/* A counter of the emulated RMP, or 0 where there is none. */
+static inline u64 gmem_rmp_counter(const char *name)
+{
+	FILE *f = fopen("/sys/kernel/debug/kvm/emulated-rmp/stats", "r");
+	const size_t len = strlen(name);
+	char line[80];
+	u64 val = 0;
+
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len) && line[len] == ':')
+			val = strtoull(line + len + 1, NULL, 0);
+	if (f)
+		fclose(f);
+	return val;
+}
+
 /*
  * The guest: runs one command per KVM_RUN and reports with an empty ucall.  A
  * command that did not get through (KVM_RUN failed or exited for something
