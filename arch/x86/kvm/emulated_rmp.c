@@ -37,6 +37,7 @@
 #include <linux/delay.h>
 #include <linux/fault-inject.h>
 #include <linux/mm.h>
+#include <linux/moduleparam.h>
 #include <linux/mutex.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
@@ -105,6 +106,10 @@ static struct emulated_rmp host_rmp = {
 	.vms = XARRAY_INIT(host_rmp.vms, XA_FLAGS_ALLOC),
 	.lock = __MUTEX_INITIALIZER(host_rmp.lock),
 };
+
+/* For VMs to come.  Without it, a VM costs nothing that others do not cost. */
+static bool __read_mostly emulated_rmp = true;
+module_param(emulated_rmp, bool, 0444);
 
 static DECLARE_FAULT_ATTR(fail_make_private);
 static DECLARE_FAULT_ATTR(fail_make_shared);
@@ -364,7 +369,10 @@ static bool rmp_inject(struct emulated_rmp *rmp, struct fault_attr *attr)
 
 int emulated_rmp_init_vm(struct kvm *kvm)
 {
-	return kvm_has_emulated_rmp(kvm) ? rmp_init_vm(&host_rmp, &kvm->arch.rmp_id) : 0;
+	if (!emulated_rmp || kvm->arch.vm_type != KVM_X86_SW_PROTECTED_VM)
+		return 0;
+
+	return rmp_init_vm(&host_rmp, &kvm->arch.rmp_id);
 }
 
 void emulated_rmp_destroy_vm(struct kvm *kvm)

@@ -9,12 +9,12 @@ struct dentry;
 #ifdef CONFIG_KVM_EMULATED_RMP
 static inline bool kvm_has_emulated_rmp(struct kvm *kvm)
 {
-	return kvm->arch.vm_type == KVM_X86_SW_PROTECTED_VM;
+	return kvm->arch.rmp_id;
 }
 
 /**
  * emulated_rmp_init_vm() - Give a VM the id that entries know it by
- * @kvm: any VM; not every one gets an id
+ * @kvm: any VM; only those of a software-protected VM get one, and so an RMP
  *
  * Context: may sleep.
  * Return: 0, -ENOMEM, or -EBUSY if there are a million VMs.

@@ -1041,6 +1041,7 @@ static void race_audit(struct __test_metadata *_metadata, struct race *r)
 	struct race_thread t = { .r = r, .vcpu = r->vcpus[0] };
 	int page, i, differ = 0;
 
+	EXPECT_EQ(0, gmem_rmp_verify());
 	ASSERT_EQ(0, race_convert(r, 0, NR_PAGES, false, NULL));
 	EXPECT_TRUE(race_is(r->fd, r->start, r->size, false));
 

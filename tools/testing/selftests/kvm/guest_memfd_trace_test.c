@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The tracepoints of guest_memfd: what a conversion leaves in the trace.
+ * The tracepoints of guest_memfd: what conversion and ownership leave in the trace.
  */
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -43,18 +43,22 @@ FIXTURE_TEARDOWN(trace)
 	kvm_vm_free(self->vm);
 }
 
-/* The lines of our file, in order. */
-static void read_trace(FIXTURE_DATA(trace) * self)
+/* The lines of our file, in order, less the pfns that nobody knows. */
+static void read_trace(FIXTURE_DATA(trace) * self, const char *name)
 {
-	char line[512], mine[40], *event;
+	char line[512], mine[40], *event, *pfn, *nr;
 	FILE *f;
 
-	snprintf(mine, sizeof(mine), "kvm_gmem_convert: ino=%llu ", (unsigned long long)self->ino);
+	snprintf(mine, sizeof(mine), "%s: ino=%llu ", name, (unsigned long long)self->ino);
 	self->text[0] = 0;
 	f = fopen(TRACEFS "trace", "r");
 	TEST_ASSERT(f, "trace: errno %d", errno);
 	while (fgets(line, sizeof(line), f)) {
 		event = strstr(line, mine);
+		pfn = strstr(line, "pfn=0x");
+		nr = pfn ? strstr(pfn, "nr=") : NULL;
+		if (nr)
+			memmove(pfn, nr, strlen(nr) + 1);
 		if (event)
 			strncat(self->text, event + strlen(mine),
 				sizeof(self->text) - strlen(self->text) - 1);
@@ -80,7 +84,7 @@ TEST_F(trace, conversions)
 					  NULL));
 	EXPECT_FAILS(EINVAL, gmem_convert(self->fd, 1, page_size, GMEM_PRIVATE, NULL));
 
-	read_trace(self);
+	read_trace(self, "kvm_gmem_convert");
 	EXPECT_STREQ("start=0x1 end=0x3 to=private ret=0\n"
 		     "start=0x0 end=0x10 to=shared ret=0\n"
 		     "start=0x4 end=0x8 to=private ret=-11\n", self->text);
@@ -88,5 +92,45 @@ TEST_F(trace, conversions)
 	close(pipefd[1]);
 	kvm_munmap(mem, 16 * page_size);
 }
+
+#ifdef __x86_64__
+#define GFN	0x100
+
+TEST_F(trace, ownership)
+{
+	const u64 type = KVM_X86_SW_PROTECTED_VM;
+	struct stat st;
+
+	if (access("/sys/kernel/debug/kvm/emulated-rmp/stats", R_OK) ||
+	    !(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(type)))
+		SKIP(return, "needs software-protected VMs and CONFIG_KVM_EMULATED_RMP");
+
+	close(self->fd);
+	kvm_vm_free(self->vm);
+	self->vm = vm_create_barebones_type(type);
+	self->fd = vm_create_guest_memfd(self->vm, 16 * page_size,
+					 GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED);
+	ASSERT_EQ(0, fstat(self->fd, &st));
+	self->ino = st.st_ino;
+	vm_set_user_memory_region2(self->vm, 0, KVM_MEM_GUEST_MEMFD, GFN * page_size,
+				   16 * page_size, NULL, self->fd, 0);
+
+	/* A page at a time: they may be one run. */
+	ASSERT_WORKS(fallocate(self->fd, GMEM_ALLOC, page_size, 2 * page_size));
+	ASSERT_WORKS(gmem_convert(self->fd, page_size, page_size, GMEM_PRIVATE, NULL));
+	ASSERT_WORKS(gmem_convert(self->fd, 2 * page_size, 2 * page_size, GMEM_PRIVATE, NULL));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_ALLOC, 3 * page_size, page_size));
+	ASSERT_WORKS(gmem_convert(self->fd, page_size, page_size, GMEM_SHARED, NULL));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_PUNCH, 2 * page_size, page_size));
+
+	read_trace(self, "kvm_gmem_own");
+	EXPECT_STREQ("op=make_private index=0x1 gfn=0x101 nr=1 ret=0\n"
+		     "op=make_private index=0x2 gfn=0x102 nr=1 ret=0\n"
+		     "op=make_private index=0x3 gfn=0x103 nr=1 ret=0\n"
+		     "op=make_shared index=0x1 gfn=0x101 nr=1 ret=0\n"
+		     "op=reclaim index=0x2 gfn=0xffffffffffffffff nr=1 ret=0\n",
+		     self->text);
+}
+#endif
 
 TEST_HARNESS_MAIN

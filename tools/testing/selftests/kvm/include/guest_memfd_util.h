@@ -287,6 +287,20 @@ static inline u64 gmem_rmp_counter(const char *name)
 	return val;
 }
 
+/* Violations that the emulated RMP finds now, when nothing is going on. */
+static inline u64 gmem_rmp_verify(void)
+{
+	FILE *f = fopen("/sys/kernel/debug/kvm/emulated-rmp/verify", "r");
+	unsigned long entries, mappings, violations = 0;
+
+	if (f) {
+		TEST_ASSERT(fscanf(f, "entries %lu mappings %lu violations %lu", &entries,
+				   &mappings, &violations) == 3, "emulated-rmp/verify");
+		fclose(f);
+	}
+	return violations;
+}
+
 /*
  * The guest: runs one command per KVM_RUN and reports with an empty ucall.  A
  * command that did not get through (KVM_RUN failed or exited for something
