@@ -429,6 +429,9 @@ int emulated_rmp_max_level(struct kvm *kvm, kvm_pfn_t pfn, bool is_private)
 void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, int level,
 			    bool is_private)
 {
+	if (!emulated_rmp)
+		return;
+
 	/* What is private to a VM with hardware of its own is for that to say. */
 	if (!is_private || kvm_has_emulated_rmp(kvm))
 		rmp_check_map(&host_rmp, kvm->arch.rmp_id, gfn, pfn, level, is_private);
@@ -436,7 +439,8 @@ void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, int level
 
 void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages, const char *what)
 {
-	rmp_check_host(&host_rmp, pfn, nr_pages, !strcmp(what, "freed"));
+	if (emulated_rmp)
+		rmp_check_host(&host_rmp, pfn, nr_pages, !strcmp(what, "freed"));
 }
 
 static int stats_show(struct seq_file *m, void *unused)

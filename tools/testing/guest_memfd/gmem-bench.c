@@ -421,6 +421,88 @@ static void bench_guest_fault(void)
 	}
 }
 
+/* A counter of the emulated RMP. */
+static double counter(const char *name)
+{
+	FILE *f = fopen("/sys/kernel/debug/kvm/emulated-rmp/stats", "r");
+	const size_t len = strlen(name);
+	double val = -1;
+	char line[80];
+
+	if (!f)
+		give_up(1, "no emulated RMP: %s", strerror(errno));
+	while (fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, len) && line[len] == ':')
+			val = atof(line + len + 1);
+	fclose(f);
+	if (val < 0)
+		give_up(1, "the emulated RMP does not count %s", name);
+	return val;
+}
+
+static double calls(void)
+{
+	return counter("make-private") + counter("make-shared") + counter("reclaim");
+}
+
+/* What it takes to own pages, by an emulated RMP: calls of hooks, and instructions. */
+static void bench_own(void)
+{
+	struct samples allocated = {}, private = {}, shared = {};
+	const int type = vm_private_type();
+	double before, by_alloc = 0, by_private = 0, by_shared = 0;
+	struct memory m;
+	__u64 start;
+	int i;
+
+	memory_create(&m, type, 64 * MIB, 0);
+	for (i = 0; i < 3; i++) {
+		before = calls();
+		start = now();
+		allocate(&m, 0, m.size);
+		add(&allocated, since(start));
+		by_alloc = calls() - before;
+		make_hole(&m, 0, m.size);
+	}
+	report("own-fallocate-page", (double)median(&allocated) / (m.size / page));
+	report("own-calls-allocate-1G", by_alloc * (1024 * MIB / m.size));
+	memory_destroy(&m);
+
+	memory_create(&m, type, 2 * MIB, SHARED_FILE);
+	touch(m.host, m.size, page, true);
+	for (i = 0; i < 9; i++) {
+		before = calls();
+		start = now();
+		to_private(&m, 0, m.size);
+		add(&private, since(start));
+		by_private = calls() - before;
+
+		before = calls();
+		start = now();
+		to_shared(&m, 0, m.size);
+		add(&shared, since(start));
+		by_shared = calls() - before;
+		touch(m.host, m.size, page, true);
+	}
+	report("own-convert-2M-to-private", median(&private));
+	report("own-convert-2M-to-shared", median(&shared));
+	report("own-calls-convert-2M-to-private", by_private);
+	report("own-calls-convert-2M-to-shared", by_shared);
+	memory_destroy(&m);
+
+	/* Faults on owned pages: no call, and no lookup. */
+	memory_create(&m, type, 16 * MIB, 0);
+	set_state(&m, 0, m.size, PRIVATE);
+	touch_guest(&m, m.size, page);
+	before = calls() + counter("lookups");
+	memory_rebind(&m);
+	touch_guest(&m, m.size, page);
+	report("own-calls-guest-fault-present", calls() + counter("lookups") - before);
+	memory_destroy(&m);
+
+	guest_fault("own-guest-fault-protected", type, 0, true);
+}
+
 /*
  * What it costs to unmap 512 pages that were touched, beside all else that a
  * punched hole is: it has to be done, or there is nothing to unmap.  A hole in a
@@ -823,6 +905,11 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && !strcmp(argv[1], "two")) {
 		bench_two();
+		return 0;
+	}
+
+	if (argc > 1 && !strcmp(argv[1], "own")) {
+		bench_own();
 		return 0;
 	}
 
