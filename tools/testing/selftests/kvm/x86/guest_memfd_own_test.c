@@ -2425,9 +2425,9 @@ TEST_F(fail, allocate)
 	s->last = was;
 	EXPECT_CALLS(s, .private = NR_PAGES - 3);
 
-	/* Three holes, three calls at least. */
+	/* Three holes, three calls at least.  More or fewer pages are in a row each time. */
 	EXPECT_LE(3, nth - 1);
-	EXPECT_EQ(nth - 1, rmp_diff(&s->last, &was, MAKE_PRIVATE));
+	EXPECT_GE(nth - 1, rmp_diff(&s->last, &was, MAKE_PRIVATE));
 }
 
 /* What a failed allocation left can be given up, converted, and bound anew. */
