@@ -41,7 +41,6 @@
 #include <linux/mutex.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
-#include <linux/string.h>
 #include <linux/xarray.h>
 
 #include "emulated_rmp.h"
@@ -56,7 +55,7 @@
 #define ANY_GFN		(~(gfn_t)0)
 
 /* How often to look, once a millisecond, for somebody's reference to a page. */
-#define RMP_LOOKS	100
+#define RMP_LOOKS	1000
 
 enum rmp_counter {
 	OWNED, OWNED_2M, LEAKED,
@@ -437,10 +436,10 @@ void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, int level
 		rmp_check_map(&host_rmp, kvm->arch.rmp_id, gfn, pfn, level, is_private);
 }
 
-void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages, const char *what)
+void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages, bool freed)
 {
 	if (emulated_rmp)
-		rmp_check_host(&host_rmp, pfn, nr_pages, !strcmp(what, "freed"));
+		rmp_check_host(&host_rmp, pfn, nr_pages, freed);
 }
 
 static int stats_show(struct seq_file *m, void *unused)

@@ -30,15 +30,81 @@ int emulated_rmp_init_vm(struct kvm *kvm);
 void emulated_rmp_destroy_vm(struct kvm *kvm);
 
 /**
+ * emulated_rmp_check_map() - See that a guest page table entry is all right
+ * @kvm: any VM
+ * @gfn: the first gfn that it maps
+ * @pfn: the first page
+ * @level: its level
+ * @is_private: what the guest takes the pages for
+ *
+ * Context: any.
+ */
+void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, int level,
+			    bool is_private);
+
+/**
+ * emulated_rmp_check_host() - See that pages are the host's
+ * @pfn: the first page
+ * @nr_pages: how many
+ * @freed: they go back to the allocator, as leaked pages may seem to, for their
+ *	   last reference stays; or else, a user maps them
+ *
+ * Context: any.
+ */
+void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages, bool freed);
+
+/* @parent goes away with what is in it, and may come again. */
+void emulated_rmp_create_debugfs(struct dentry *parent);
+
+/* When KVM is unloaded. */
+void emulated_rmp_exit(void);
+
+#else /* !CONFIG_KVM_EMULATED_RMP */
+static inline bool kvm_has_emulated_rmp(struct kvm *kvm)
+{
+	return false;
+}
+
+static inline int emulated_rmp_init_vm(struct kvm *kvm)
+{
+	return 0;
+}
+
+static inline void emulated_rmp_destroy_vm(struct kvm *kvm)
+{
+}
+
+static inline void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
+					  int level, bool is_private)
+{
+}
+
+static inline void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages,
+					   const char *what)
+{
+}
+
+static inline void emulated_rmp_create_debugfs(struct dentry *parent)
+{
+}
+
+static inline void emulated_rmp_exit(void)
+{
+}
+#endif /* CONFIG_KVM_EMULATED_RMP */
+
+/* For VMs with an emulated RMP only. */
+
+/**
  * emulated_rmp_make_private() - Assign pages to a guest, all or none
- * @kvm: the VM, with an emulated RMP; so below
+ * @kvm: the VM
  * @gfn: where the guest has the first one
  * @pfn: the first one, not mapped by any user
  * @nr_pages: how many; if 512 and aligned in gfn and pfn, they become one entry
  *
  * Nobody may refer to the pages but the file; so the caller has no reference.
  *
- * Context: may sleep, for 100 ms where somebody does refer to a page.
+ * Context: may sleep, for a second where somebody does refer to a page.
  * Return: 0, -ENOMEM, or -EINVAL for a violation.
  */
 int emulated_rmp_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
@@ -88,98 +154,5 @@ void emulated_rmp_leak(struct kvm *kvm, kvm_pfn_t pfn, kvm_pfn_t nr_pages);
  * Return: a PG_LEVEL_*, or 0 if all are fine.
  */
 int emulated_rmp_max_level(struct kvm *kvm, kvm_pfn_t pfn, bool is_private);
-
-/**
- * emulated_rmp_check_map() - See that a guest page table entry is all right
- * @kvm: any VM
- * @gfn: the first gfn that it maps
- * @pfn: the first page
- * @level: its level
- * @is_private: what the guest takes the pages for
- *
- * Context: any.
- */
-void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn, int level,
-			    bool is_private);
-
-/**
- * emulated_rmp_check_host() - See that pages are the host's
- * @pfn: the first page
- * @nr_pages: how many
- * @what: "freed" if they go back to the allocator, as leaked pages may seem to,
- *	  for their last reference stays; or else, what the host uses them for
- *
- * Context: any.
- */
-void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages, const char *what);
-
-/* @parent goes away with what is in it, and may come again. */
-void emulated_rmp_create_debugfs(struct dentry *parent);
-
-/* When KVM is unloaded. */
-void emulated_rmp_exit(void);
-
-#else /* !CONFIG_KVM_EMULATED_RMP */
-static inline bool kvm_has_emulated_rmp(struct kvm *kvm)
-{
-	return false;
-}
-
-static inline int emulated_rmp_init_vm(struct kvm *kvm)
-{
-	return 0;
-}
-
-static inline void emulated_rmp_destroy_vm(struct kvm *kvm)
-{
-}
-
-static inline int emulated_rmp_make_private(struct kvm *kvm, gfn_t gfn,
-					    kvm_pfn_t pfn, kvm_pfn_t nr_pages)
-{
-	return 0;
-}
-
-static inline int emulated_rmp_make_shared(struct kvm *kvm, gfn_t gfn,
-					   kvm_pfn_t pfn, kvm_pfn_t nr_pages)
-{
-	return 0;
-}
-
-static inline int emulated_rmp_reclaim(struct kvm *kvm, kvm_pfn_t pfn,
-				       kvm_pfn_t nr_pages)
-{
-	return 0;
-}
-
-static inline void emulated_rmp_leak(struct kvm *kvm, kvm_pfn_t pfn,
-				     kvm_pfn_t nr_pages)
-{
-}
-
-static inline int emulated_rmp_max_level(struct kvm *kvm, kvm_pfn_t pfn,
-					 bool is_private)
-{
-	return 0;
-}
-
-static inline void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
-					  int level, bool is_private)
-{
-}
-
-static inline void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages,
-					   const char *what)
-{
-}
-
-static inline void emulated_rmp_create_debugfs(struct dentry *parent)
-{
-}
-
-static inline void emulated_rmp_exit(void)
-{
-}
-#endif /* CONFIG_KVM_EMULATED_RMP */
 
 #endif /* __KVM_X86_EMULATED_RMP_H */

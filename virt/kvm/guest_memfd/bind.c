@@ -221,6 +221,8 @@ bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
 	struct kvm_memory_slot *slot;
 	struct gmem_file *f;
 
+	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
+
 	if (*start >= end)
 		return false;
 
@@ -249,14 +251,14 @@ bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
 	return true;
 }
 
-bool gmem_bind_is_bugged(struct inode *inode)
+bool gmem_bind_is_dead(struct inode *inode)
 {
 	struct gmem_file *f;
 
 	lockdep_assert_held(&inode->i_mapping->invalidate_lock);
 
 	list_for_each_entry(f, &GMEM_I(inode)->files, entry) {
-		if (READ_ONCE(f->kvm->vm_bugged))
+		if (READ_ONCE(f->kvm->vm_dead))
 			return true;
 	}
 	return false;

@@ -204,8 +204,8 @@ static int gmem_convert_pages(struct gmem_conversion *c)
 	int ret;
 
 	if (!c->to_private) {
-		/* TDX cannot say that it has failed to take a page from the guest. */
-		if (gmem_bind_is_bugged(c->inode))
+		/* A page may be left with the guest.  TDX has no other way to say so. */
+		if (gmem_bind_is_dead(c->inode))
 			return -EIO;
 		return gmem_own_to_shared(c->inode, c->start, c->end, &c->error_index);
 	}

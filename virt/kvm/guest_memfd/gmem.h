@@ -111,10 +111,10 @@
  * @vfs_inode: i_mapping holds the pages; i_size never changes
  * @policy: NUMA policy by index; has a lock of its own
  * @state: GMEM_* by index; written under invalidate_lock, exclusive, or shared
- *         with @own_lock where it is about owned pages
- * @nr_private: number of private indices; likewise
+ *         and @own_lock for GMEM_OWNED
+ * @nr_private: number of private indices; written under invalidate_lock, exclusive
  * @nr_converting: number of indices in conversion; likewise
- * @nr_owned: number of owned pages; likewise
+ * @nr_owned: number of owned pages; as @state
  * @owner: the VM whose hardware has owned pages on record, or NULL; constant
  * @claims: see own.c; under @own_lock
  * @poisoned: a page had a memory error, at some time; only ever set
@@ -357,14 +357,14 @@ bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
 		    pgoff_t *last, long *delta);
 
 /**
- * gmem_bind_is_bugged() - Tell whether KVM has given up on a VM of the memory
+ * gmem_bind_is_dead() - Tell whether KVM has given up on a VM of the memory
  * @inode: the memory
  *
- * Its guest may still have pages that an invalidation should have taken away.
+ * Its guest may still have pages that it should not have.
  *
  * Context: caller holds invalidate_lock.
  */
-bool gmem_bind_is_bugged(struct inode *inode);
+bool gmem_bind_is_dead(struct inode *inode);
 
 /*
  * own.c: the callers hold invalidate_lock, exclusively unless noted, and may
@@ -543,8 +543,8 @@ static inline void gmem_own_destroy(struct inode *inode)
  * Context: takes invalidate_lock.  May sleep, for 200 ms where somebody refers
  *          to a page.
  * Return: 0; -EAGAIN if somebody still refers to a page, -ENOMEM, -EINTR if the
- *         task is being killed, or -EIO if hardware does not give a page up: then
- *         nothing has changed (I3).
+ *         task is being killed, -EIO if a VM is dead with its memory, or what the
+ *         architecture's hooks return: then nothing has changed (I3).
  */
 int gmem_convert(struct inode *inode, pgoff_t start, pgoff_t end,
 		 bool to_private, pgoff_t *error_index);
@@ -600,10 +600,10 @@ static inline bool kvm_arch_gmem_owns_pages(struct kvm *kvm)
 }
 #endif
 
-/* Check that pages are the host's that it uses, or frees; for debugging. */
+/* Check that pages are the host's that are freed, or mapped; for debugging. */
 #ifndef kvm_arch_gmem_check_host
 static inline void kvm_arch_gmem_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages,
-					    const char *what)
+					    bool freed)
 {
 }
 #endif

@@ -48,7 +48,7 @@ static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
 /* Called for each page that leaves the inode, whoever still refers to it. */
 static void gmem_free_folio(struct folio *folio)
 {
-	kvm_arch_gmem_check_host(folio_pfn(folio), folio_nr_pages(folio), "freed");
+	kvm_arch_gmem_check_host(folio_pfn(folio), folio_nr_pages(folio), true);
 	folio_clear_unevictable(folio);
 }
 

@@ -30,7 +30,7 @@ static void gmem_check_mapped(struct inode *inode, pgoff_t first, pgoff_t last)
 	xa_for_each_range(&inode->i_mapping->i_pages, index, folio, first, last) {
 		/* Core-mm does not map these. */
 		if (!folio_test_hwpoison(folio))
-			kvm_arch_gmem_check_host(folio_pfn(folio), 1, "mapped");
+			kvm_arch_gmem_check_host(folio_pfn(folio), 1, false);
 	}
 }
 #else

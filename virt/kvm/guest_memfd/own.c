@@ -12,10 +12,14 @@
  *           page goes back under the gfn that it was taken for.
  *   run     Pages in a row, by index, gfn and pfn.  Hooks get one at a time: at
  *           most 2 MiB, and aligned if it is as much.
+ *   take    Make a run the guest's; untake, undo that.
+ *   move    Make an owned run the host's, or the guest's at other gfns.
+ *   leak    Keep a run from being freed, for ever.
  *
  * O1  A page is owned from when it is present, private and bound, in whatever
- *     order these come true, until it is shared or freed.  Where the VM cannot
- *     own pages yet, until the first guest fault after that.
+ *     order these come true, until it is shared or freed.  If it could not be taken
+ *     then, because of an error or because the VM cannot own pages yet, the next
+ *     guest fault on it takes it.
  * O2  An absent page is not owned, nor is a shared one.
  * O3  All owned pages have claims.
  * O4  A page with a memory error is not touched: no hook gets it.  If it is owned,
@@ -26,11 +30,16 @@
  * with it.
  *
  * A hook gives all of a run or nothing.  What has been done for other runs is
- * undone, by the reverse hook.  Where that fails too, the guest may lose, and the
- * host may not: see gmem_own_lost().
+ * undone, by the reverse hook.  Where that fails too, O2 and O3 may not hold: see
+ * gmem_own_lost().  To free pages cannot fail.
  *
  * The host does not write to what it does not own, so a page has its zeroes
  * before (I5).
+ *
+ * own_lock covers all of this among those who hold invalidate_lock shared, and is
+ * for the claims in any case.
+ *
+ * Tests: the KVM selftest guest_memfd_own_test, on the emulated RMP.
  */
 #include <linux/cleanup.h>
 #include <linux/maple_tree.h>
@@ -84,11 +93,16 @@ static bool gmem_run_of_folios(struct inode *inode, pgoff_t start, pgoff_t end,
 		if (xas_retry(&xas, folio))
 			continue;
 
-		if (run->nr && (folio_test_hwpoison(folio) ||
-				!gmem_run_goes_on(run, xas.xa_index, folio_pfn(folio))))
-			break;
-		if (folio_test_hwpoison(folio))
+		if (folio_test_hwpoison(folio)) {
+			/* gmem_poison_folio() is going to say so, but not yet. */
+			WRITE_ONCE(GMEM_I(inode)->poisoned, true);
+			if (run->nr)
+				break;
 			continue;
+		}
+
+		if (run->nr && !gmem_run_goes_on(run, xas.xa_index, folio_pfn(folio)))
+			break;
 
 		if (!run->nr++) {
 			run->index = xas.xa_index;
@@ -149,39 +163,68 @@ static int gmem_call(struct inode *inode, enum kvm_gmem_own_op op,
 	}
 
 	trace_kvm_gmem_own(inode, op, run->index, gfn, run->pfn, run->nr, ret);
+	cond_resched();
 	return ret;
 }
 
-/* A hook that fails, and fails to undo what it did, leaves the VM bugged. */
+/*
+ * A hook that fails, and fails to undo what it did, leaves the VM bugged.  If it was
+ * bugged before, assume the worst: to reclaim too much does no harm.
+ */
 static bool gmem_hook_took_nothing(const struct gmem_inode *gi, int ret)
 {
-	return ret && !gi->owner->vm_bugged;
+	return ret && !READ_ONCE(gi->owner->vm_bugged);
+}
+
+static void gmem_count_owned(struct gmem_inode *gi, long nr)
+{
+	WRITE_ONCE(gi->nr_owned, gi->nr_owned + nr);
 }
 
 /*
- * A page could not be given back that the guest should not have anymore, or the
- * other way round.  Keep the guest from finding out what it is left with.
+ * A page is with the guest that should not be, or at the wrong gfn.  Keep the guest
+ * from using it, and others from making it shared: no user gets it.  Do not warn as
+ * KVM_BUG_ON() does, for the hook may have been made to fail.
  */
 static void gmem_own_lost(struct inode *inode, const struct gmem_run *run)
 {
-	pr_err_ratelimited("guest_memfd: VM is lost: pfn 0x%llx, %u pages, are in the wrong hands\n",
-			   run->pfn, run->nr);
+	pr_err_ratelimited("guest_memfd: VM is lost, with %u pages at pfn 0x%llx\n",
+			   run->nr, run->pfn);
 	kvm_vm_dead(GMEM_I(inode)->owner);
+}
+
+static void gmem_init_folio(struct folio *folio)
+{
+	if (folio_test_uptodate(folio))
+		return;
+
+	folio_lock(folio);
+	gmem_block_init_folio(folio);
+	folio_unlock(folio);
 }
 
 static void gmem_init_run(const struct gmem_run *run)
 {
-	struct folio *folio;
 	unsigned int i;
 
-	for (i = 0; i < run->nr; i++) {
-		folio = pfn_folio(run->pfn + i);
-		if (folio_test_uptodate(folio))
-			continue;
+	for (i = 0; i < run->nr; i++)
+		gmem_init_folio(pfn_folio(run->pfn + i));
+}
 
-		folio_lock(folio);
-		gmem_block_init_folio(folio);
-		folio_unlock(folio);
+/* Zero pages that are going to be taken: not under own_lock, for it takes long. */
+static void gmem_init_private(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct folio_batch batch;
+	unsigned int i;
+
+	folio_batch_init(&batch);
+	while (filemap_get_folios(inode->i_mapping, &start, end - 1, &batch)) {
+		for (i = 0; i < folio_batch_count(&batch); i++) {
+			if (gmem_is_private(inode, batch.folios[i]->index))
+				gmem_init_folio(batch.folios[i]);
+		}
+		folio_batch_release(&batch);
+		cond_resched();
 	}
 }
 
@@ -197,13 +240,17 @@ static int gmem_take_run(struct inode *inode, const struct gmem_run *run,
 	if (ret)
 		return ret;
 
-	if (taken)
+	if (taken) {
 		ret = gmem_state_prepare(taken, &note, run->index,
 					 run->index + run->nr, GMEM_OWNED, GMEM_OWNED);
-	if (!ret) {
-		gmem_init_run(run);
-		ret = gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + delta);
+		if (ret) {
+			gmem_state_abort(&change);
+			return ret;
+		}
 	}
+
+	gmem_init_run(run);
+	ret = gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + delta);
 	if (gmem_hook_took_nothing(gi, ret)) {
 		gmem_state_abort(&note);
 		gmem_state_abort(&change);
@@ -213,7 +260,7 @@ static int gmem_take_run(struct inode *inode, const struct gmem_run *run,
 	gmem_state_commit(&gi->state, &change);
 	if (taken)
 		gmem_state_commit(taken, &note);
-	WRITE_ONCE(gi->nr_owned, gi->nr_owned + run->nr);
+	gmem_count_owned(gi, run->nr);
 	return ret;
 }
 
@@ -228,6 +275,8 @@ static int gmem_take(struct inode *inode, pgoff_t *start, pgoff_t end, long delt
 	struct gmem_run run;
 	int ret;
 
+	lockdep_assert_held(&GMEM_I(inode)->own_lock);
+
 	while (gmem_next_run(inode, &GMEM_I(inode)->state, GMEM_PRIVATE | GMEM_OWNED,
 			     private ? GMEM_PRIVATE : 0, *start, end, &run)) {
 		*start = run.index;
@@ -241,33 +290,28 @@ static int gmem_take(struct inode *inode, pgoff_t *start, pgoff_t end, long delt
 	return 0;
 }
 
-/* Give the pages of a range back that are owned, and have @bits of @mask in @st. */
-static void gmem_untake(struct inode *inode, const struct gmem_state *st,
-			unsigned long mask, pgoff_t start, pgoff_t end, long delta)
-{
-	struct gmem_inode *gi = GMEM_I(inode);
-	struct gmem_run run;
-
-	while (gmem_next_run(inode, st, mask, GMEM_OWNED, start, end, &run)) {
-		start = run.index + run.nr;
-
-		if (gmem_call(inode, KVM_GMEM_MAKE_SHARED, &run, run.index + delta)) {
-			/* Owned and shared: gmem_fault() keeps users away. */
-			gmem_own_lost(inode, &run);
-			continue;
-		}
-		gmem_state_set(&gi->state, run.index, start, GMEM_OWNED, 0);
-		WRITE_ONCE(gi->nr_owned, gi->nr_owned - run.nr);
-	}
-}
-
-/* The hook failed that would have undone something: the page is the host's. */
+/* A run is the host's now. */
 static void gmem_disown_run(struct inode *inode, const struct gmem_run *run)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
 
 	gmem_state_set(&gi->state, run->index, run->index + run->nr, GMEM_OWNED, 0);
-	WRITE_ONCE(gi->nr_owned, gi->nr_owned - run->nr);
+	gmem_count_owned(gi, -(long)run->nr);
+}
+
+/* Give the pages of a range back that are owned, and have @bits of @mask in @st. */
+static void gmem_untake(struct inode *inode, const struct gmem_state *st,
+			unsigned long mask, pgoff_t start, pgoff_t end, long delta)
+{
+	struct gmem_run run;
+
+	while (gmem_next_run(inode, st, mask, GMEM_OWNED, start, end, &run)) {
+		start = run.index + run.nr;
+		if (gmem_call(inode, KVM_GMEM_MAKE_SHARED, &run, run.index + delta))
+			gmem_own_lost(inode, &run);
+		else
+			gmem_disown_run(inode, &run);
+	}
 }
 
 /*
@@ -279,6 +323,9 @@ static int gmem_move_run(struct inode *inode, const struct gmem_run *run,
 {
 	int ret;
 
+	if (fatal_signal_pending(current))
+		return -EINTR;
+
 	ret = gmem_call(inode, KVM_GMEM_MAKE_SHARED, run, run->index + from);
 	if (ret || !to)
 		return ret;
@@ -289,17 +336,37 @@ static int gmem_move_run(struct inode *inode, const struct gmem_run *run,
 	return ret;
 }
 
-static void gmem_move_run_back(struct inode *inode, const struct gmem_run *run,
-			       long from, const long *to)
+static int gmem_move_run_back(struct inode *inode, const struct gmem_run *run,
+			      long from, const long *to)
 {
-	if (to && gmem_call(inode, KVM_GMEM_MAKE_SHARED, run, run->index + *to))
+	if (to && gmem_call(inode, KVM_GMEM_MAKE_SHARED, run, run->index + *to)) {
 		gmem_own_lost(inode, run);
-	else if (gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + from))
+		return 0;
+	}
+
+	/* A part of the guest's initial image comes back as something else. */
+	if (!kvm_arch_gmem_can_own(GMEM_I(inode)->owner))
+		gmem_own_lost(inode, run);
+	/* Or else the next guest fault tries again. */
+	if (gmem_call(inode, KVM_GMEM_MAKE_PRIVATE, run, run->index + from))
 		gmem_disown_run(inode, run);
+	return 0;
 }
 
-/* Move the owned pages of [start, *end); set @end to where it fails. */
-static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const long *to)
+/* What was populated cannot be had again. */
+static int gmem_keep_run(struct inode *inode, const struct gmem_run *run,
+			 long from, const long *to)
+{
+	return -EBUSY;
+}
+
+/*
+ * Call @fn for each owned run of [start, *end) that is not at the gfns of @to.
+ * Set @end to where it fails.
+ */
+static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const long *to,
+		     int (*fn)(struct inode *inode, const struct gmem_run *run,
+			       long from, const long *to))
 {
 	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
 	const struct gmem_state *st = &GMEM_I(inode)->state;
@@ -308,6 +375,11 @@ static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const lon
 	void *claim;
 	long from;
 	int ret;
+
+	lockdep_assert_held(&GMEM_I(inode)->own_lock);
+
+	if (start >= *end)
+		return 0;
 
 	mas_for_each(&mas, claim, *end - 1) {
 		from = gmem_claim_delta(claim);
@@ -318,8 +390,7 @@ static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const lon
 		last = min(*end, mas.last + 1);
 		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, index, last,
 				     &run)) {
-			ret = fatal_signal_pending(current) ? -EINTR :
-			      gmem_move_run(inode, &run, from, to);
+			ret = fn(inode, &run, from, to);
 			if (ret) {
 				*end = run.index;
 				return ret;
@@ -331,51 +402,20 @@ static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const lon
 	return 0;
 }
 
-/* Undo what gmem_move() has done in [start, end). */
-static void gmem_move_back(struct inode *inode, pgoff_t start, pgoff_t end,
-			   const long *to)
+static pgoff_t gmem_nr_owned(struct inode *inode, pgoff_t start, pgoff_t end)
 {
-	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
 	const struct gmem_state *st = &GMEM_I(inode)->state;
-	pgoff_t index, last;
-	struct gmem_run run;
-	void *claim;
-	long from;
+	unsigned long bits;
+	pgoff_t next, nr = 0;
 
-	if (start == end)
-		return;
-
-	mas_for_each(&mas, claim, end - 1) {
-		from = gmem_claim_delta(claim);
-		if (to && *to == from)
-			continue;
-
-		index = max(start, mas.index);
-		last = min(end, mas.last + 1);
-		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, index, last,
-				     &run)) {
-			gmem_move_run_back(inode, &run, from, to);
-			index = run.index + run.nr;
-		}
-	}
-}
-
-/* Is there a page in [start, end) that gmem_move() would move? */
-static bool gmem_would_move(struct inode *inode, pgoff_t start, pgoff_t end, long to)
-{
-	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
-	const struct gmem_state *st = &GMEM_I(inode)->state;
-	struct gmem_run run;
-	void *claim;
-
-	mas_for_each(&mas, claim, end - 1) {
-		if (gmem_claim_delta(claim) != to &&
-		    gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED,
-				  max(start, mas.index), min(end, mas.last + 1), &run))
-			return true;
+	for (; start < end; start = next) {
+		next = min(gmem_state_run(st, start, GMEM_OWNED, &bits), end);
+		if (bits)
+			nr += next - start;
+		cond_resched();
 	}
 
-	return false;
+	return nr;
 }
 
 /* Never let go of pages that the host must not touch. */
@@ -413,22 +453,6 @@ static void gmem_leak_poisoned(struct inode *inode, pgoff_t start, pgoff_t end)
 	}
 }
 
-static pgoff_t gmem_count_owned(struct inode *inode, pgoff_t start, pgoff_t end)
-{
-	const struct gmem_state *st = &GMEM_I(inode)->state;
-	unsigned long bits;
-	pgoff_t next, nr = 0;
-
-	for (; start < end; start = next) {
-		next = min(gmem_state_run(st, start, GMEM_OWNED, &bits), end);
-		if (bits)
-			nr += next - start;
-		cond_resched();
-	}
-
-	return nr;
-}
-
 int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
@@ -441,6 +465,8 @@ int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
 	if (!gi->owner || !kvm_arch_gmem_can_own(gi->owner))
 		return 0;
 
+	gmem_init_private(inode, start, end);
+
 	guard(mutex)(&gi->own_lock);
 	for (; gmem_bind_next(inode, &start, end, &last, &delta); start = last) {
 		ret = gmem_take(inode, &start, last, delta, true, NULL);
@@ -452,11 +478,18 @@ int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
 
 int __gmem_own_page(struct inode *inode, pgoff_t index)
 {
-	/* Nothing but its initial image: and that is there. */
-	if (!kvm_arch_gmem_can_own(GMEM_I(inode)->owner))
+	struct gmem_inode *gi = GMEM_I(inode);
+	int ret;
+
+	/* The VM owns nothing but its initial image, and this is no part of it. */
+	if (!kvm_arch_gmem_can_own(gi->owner))
 		return -EIO;
 
-	return gmem_own_pages(inode, index, index + 1);
+	ret = gmem_own_pages(inode, index, index + 1);
+	/* If it is not owned for all that, it has got a memory error meanwhile (O4). */
+	if (!ret && !gmem_state_get(&gi->state, index, GMEM_OWNED, NULL))
+		ret = -EHWPOISON;
+	return ret;
 }
 
 int gmem_own_to_private(struct inode *inode, pgoff_t start, pgoff_t end,
@@ -502,15 +535,16 @@ int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
 		return 0;
 
 	guard(mutex)(&gi->own_lock);
-	ret = gmem_move(inode, start, &stop, NULL);
+	ret = gmem_move(inode, start, &stop, NULL, gmem_move_run);
 	if (ret) {
-		gmem_move_back(inode, start, stop, NULL);
 		*error_index = stop;
+		gmem_move(inode, start, &stop, NULL, gmem_move_run_back);
 		return ret;
 	}
 
 	gmem_leak_poisoned(inode, start, end);
-	WRITE_ONCE(gi->nr_owned, gi->nr_owned - gmem_count_owned(inode, start, end));
+	/* The bits follow when the caller commits what it has prepared for them. */
+	gmem_count_owned(gi, -(long)gmem_nr_owned(inode, start, end));
 	return 0;
 }
 
@@ -520,17 +554,17 @@ static int gmem_rebind(struct inode *inode, pgoff_t start, pgoff_t end, long del
 	struct gmem_state taken;
 	int ret;
 
-	/* What was populated cannot be had again.  Nothing else is owned yet. */
+	/* Only what was populated is owned yet. */
 	if (!kvm_arch_gmem_can_own(GMEM_I(inode)->owner))
-		return gmem_would_move(inode, start, end, delta) ? -EBUSY : 0;
+		return gmem_move(inode, start, &stop, &delta, gmem_keep_run);
 
 	gmem_state_init(&taken, gmem_nr_pages(inode), 0);
-	ret = gmem_move(inode, start, &stop, &delta);
+	ret = gmem_move(inode, start, &stop, &delta, gmem_move_run);
 	if (!ret)
 		ret = gmem_take(inode, &index, end, delta, true, &taken);
 	if (ret) {
 		gmem_untake(inode, &taken, GMEM_OWNED, start, end, delta);
-		gmem_move_back(inode, start, stop, &delta);
+		gmem_move(inode, start, &stop, &delta, gmem_move_run_back);
 	}
 
 	gmem_state_destroy(&taken);
@@ -577,14 +611,16 @@ void gmem_own_unbind(struct inode *inode, const struct kvm_memory_slot *slot)
 
 	/* To keep one for nothing does no harm, if there is no memory to drop it. */
 	guard(mutex)(&gi->own_lock);
-	if (!gmem_count_owned(inode, start, end))
-		mas_store_gfp(&mas, NULL, GFP_KERNEL_ACCOUNT);
+	if (!gmem_nr_owned(inode, start, end))
+		mas_store_gfp(&mas, NULL, GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN);
 }
 
 int gmem_own_prepare_populate(struct inode *inode, pgoff_t index,
 			      struct gmem_state_change *change)
 {
 	struct gmem_inode *gi = GMEM_I(inode);
+
+	lockdep_assert_held_write(&inode->i_mapping->invalidate_lock);
 
 	*change = (struct gmem_state_change) {};
 	if (!gi->owner || kvm_arch_gmem_can_own(gi->owner))
@@ -612,7 +648,7 @@ int gmem_own_end_populate(struct inode *inode, pgoff_t index,
 	}
 
 	gmem_state_commit(&gi->state, change);
-	WRITE_ONCE(gi->nr_owned, gi->nr_owned + 1);
+	gmem_count_owned(gi, 1);
 	return ret;
 }
 
@@ -652,11 +688,11 @@ void gmem_own_free(struct inode *inode, pgoff_t start, pgoff_t end)
 	}
 	gmem_leak_poisoned(inode, start, end);
 
-	nr = gmem_count_owned(inode, start, end);
+	nr = gmem_nr_owned(inode, start, end);
 	if (!nr)
 		return;
 	gmem_state_set(&gi->state, start, end, GMEM_OWNED, 0);
-	WRITE_ONCE(gi->nr_owned, gi->nr_owned - nr);
+	gmem_count_owned(gi, -(long)nr);
 }
 
 void gmem_own_destroy(struct inode *inode)

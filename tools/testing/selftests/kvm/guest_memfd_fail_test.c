@@ -32,7 +32,10 @@ FIXTURE_SETUP(fail)
 		SKIP(return, "needs CONFIG_FAULT_INJECTION and root");
 	/* Those that may sleep included, which all of ours may. */
 	gmem_write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
+	/* No stack traces: the log is for what goes wrong. */
+	gmem_write_file("/sys/kernel/debug/failslab/verbose", "0");
 	gmem_write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	gmem_write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
 
 	gmem_catch_sigbus();
 	self->vm = vm_create_barebones();
