@@ -150,7 +150,7 @@ do {									\
 #define GFP_KERNEL_ACCOUNT	1
 #define __GFP_NOFAIL		2
 
-typedef unsigned int gfp_t;
+#define gfp_t	unsigned int
 
 void *kmalloc(size_t size, gfp_t gfp);
 void kfree(void *p);

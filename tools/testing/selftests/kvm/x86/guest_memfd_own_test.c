@@ -2539,6 +2539,76 @@ TEST_F(fail, populate)
 	kvm_munmap(source, 2 * page_size);
 }
 
+/*
+ * To undo something can fail in its turn.  Then the VM is over; its pages are its
+ * own until they are given up, and nobody else's.
+ */
+static void expect_over(struct __test_metadata *_metadata, struct own *s, u64 owned)
+{
+	fail_never(FAIL_PRIVATE);
+	fail_never(FAIL_SHARED);
+	EXPECT_EQ(owned, fdinfo_of(s->fd, "gmem-owned"));
+	EXPECT_FAILS(EIO, unbind(s, SLOT));
+	EXPECT_FAILS(EIO, convert(s, 0, NR_PAGES, GMEM_SHARED));
+	rmp_read(&s->last);
+	EXPECT_WORKS(punch(s, 0, NR_PAGES));
+	EXPECT_CALLS(s, .reclaimed = owned);
+}
+
+static void setup_two_runs(struct __test_metadata *_metadata, struct own *s)
+{
+	ASSERT_WORKS(convert(s, 0, NR_PAGES, GMEM_PRIVATE));
+	ASSERT_WORKS(allocate(s, 0, 1));
+	ASSERT_WORKS(allocate(s, 2, 1));
+}
+
+TEST_F(fail, undo_of_bind)
+{
+	struct own *s = &self->s;
+
+	setup_two_runs(_metadata, s);
+	fail_nth(FAIL_PRIVATE, 2, 1);
+	fail_nth(FAIL_SHARED, 1, 1);
+	EXPECT_FAILS(ENOMEM, bind_all(s));
+	EXPECT_FAILS(EIO, convert(s, 0, 1, GMEM_SHARED));
+	expect_over(_metadata, s, 1);
+}
+
+TEST_F(fail, undo_of_rebind)
+{
+	struct own *s = &self->s;
+
+	setup_two_runs(_metadata, s);
+	ASSERT_WORKS(bind_all(s));
+	ASSERT_WORKS(unbind(s, SLOT));
+	EXPECT_CALLS(s, .private = 2);
+	fail_nth(FAIL_PRIVATE, 2, 1);
+	fail_nth(FAIL_SHARED, 3, 1);
+	EXPECT_FAILS(ENOMEM, bind_at(s, SLOT, 20, 0, NR_PAGES));
+	expect_over(_metadata, s, 2);
+}
+
+TEST_F(fail, undo_of_conversion)
+{
+	struct own *s = &self->s;
+
+	ASSERT_WORKS(bind_all(s));
+	ASSERT_WORKS(convert(s, 0, NR_PAGES, GMEM_SHARED));
+	EXPECT_EQ(0, gmem_touch_write(word_of(s, 0), 1));
+	EXPECT_EQ(0, gmem_touch_write(word_of(s, 2), 1));
+	fail_nth(FAIL_PRIVATE, 2, 1);
+	fail_nth(FAIL_SHARED, 1, 1);
+	EXPECT_FAILS(ENOMEM, convert(s, 0, NR_PAGES, GMEM_PRIVATE));
+
+	/* What is the guest's is not for the host, whatever the state. */
+	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(word_of(s, 0)));
+	EXPECT_EQ(0, gmem_touch_read(word_of(s, 2)));
+	fail_never(FAIL_PRIVATE);
+	ASSERT_WORKS(convert(s, 4, 4, GMEM_PRIVATE));
+	expect_over(_metadata, s, 1);
+	EXPECT_EQ(0, gmem_touch_read(word_of(s, 0)));
+}
+
 /* What cannot be had back is lost, and that is all. */
 TEST_F(fail, reclaim)
 {
