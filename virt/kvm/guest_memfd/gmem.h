@@ -86,7 +86,8 @@
  *   inode.c     the pseudo file system and the life of an inode
  *   state.c     what is private; a data structure
  *
- * Only the table of what core-mm may do, in inode.c, names functions from above.
+ * Only the table of what core-mm may do, in inode.c, names functions from above, and
+ * bind.c does, which has own.c take the pages of a range before it is bound.
  *
  * The KVM selftests guest_memfd_*_test hold the interface to what
  * Documentation/virt/kvm/guest_memfd.rst says.
