@@ -101,9 +101,8 @@ TEST_F(trace, ownership)
 	const u64 type = KVM_X86_SW_PROTECTED_VM;
 	struct stat st;
 
-	if (access("/sys/kernel/debug/kvm/emulated-rmp/stats", R_OK) ||
-	    !(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(type)))
-		SKIP(return, "needs software-protected VMs and CONFIG_KVM_EMULATED_RMP");
+	if (!gmem_has_rmp() || !(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(type)))
+		SKIP(return, "needs software-protected VMs with an emulated RMP, and root");
 
 	close(self->fd);
 	kvm_vm_free(self->vm);

@@ -271,6 +271,17 @@ static inline int gmem_write_file(const char *path, const char *text)
 	return ret;
 }
 
+/* Do software-protected VMs have an emulated RMP, and can this see it? */
+static inline bool gmem_has_rmp(void)
+{
+	FILE *f = fopen("/sys/module/kvm/parameters/emulated_rmp", "r");
+	int on = f ? fgetc(f) : 'N';
+
+	if (f)
+		fclose(f);
+	return on == 'Y' && !access("/sys/kernel/debug/kvm/emulated-rmp/stats", R_OK);
+}
+
 /* A counter of the emulated RMP, or 0 where there is none. */
 static inline u64 gmem_rmp_counter(const char *name)
 {

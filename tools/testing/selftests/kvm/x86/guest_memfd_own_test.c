@@ -2714,8 +2714,7 @@ int main(int argc, char **argv)
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES));
 	__TEST_REQUIRE(kvm_check_cap(KVM_CAP_VM_TYPES) & BIT(KVM_X86_SW_PROTECTED_VM),
 		       "no software-protected VMs (they need the TDP MMU)");
-	__TEST_REQUIRE(!access(RMP "stats", R_OK),
-		       "needs CONFIG_KVM_EMULATED_RMP, debugfs and root");
+	__TEST_REQUIRE(gmem_has_rmp(), "needs CONFIG_KVM_EMULATED_RMP, debugfs and root");
 
 	page_size = getpagesize();
 	rmp_read(&at_start);
