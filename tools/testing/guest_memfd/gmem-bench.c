@@ -445,6 +445,18 @@ static double calls(void)
 	return counter("make-private") + counter("make-shared") + counter("reclaim");
 }
 
+/* Do something with all of the memory.  Return the calls of hooks that it takes. */
+static double count_calls(void (*what)(struct memory *m, size_t offset, size_t size),
+			  struct memory *m, struct samples *s)
+{
+	const double before = calls();
+	const __u64 start = now();
+
+	what(m, 0, m->size);
+	add(s, since(start));
+	return calls() - before;
+}
+
 /* What it takes to own pages, by an emulated RMP: calls of hooks, and instructions. */
 static void bench_own(void)
 {
@@ -452,16 +464,11 @@ static void bench_own(void)
 	const int type = vm_private_type();
 	double before, by_alloc = 0, by_private = 0, by_shared = 0;
 	struct memory m;
-	__u64 start;
 	int i;
 
 	memory_create(&m, type, 64 * MIB, 0);
 	for (i = 0; i < 3; i++) {
-		before = calls();
-		start = now();
-		allocate(&m, 0, m.size);
-		add(&allocated, since(start));
-		by_alloc = calls() - before;
+		by_alloc = count_calls(allocate, &m, &allocated);
 		make_hole(&m, 0, m.size);
 	}
 	report("own-fallocate-page", (double)median(&allocated) / (m.size / page));
@@ -471,17 +478,8 @@ static void bench_own(void)
 	memory_create(&m, type, 2 * MIB, SHARED_FILE);
 	touch(m.host, m.size, page, true);
 	for (i = 0; i < 9; i++) {
-		before = calls();
-		start = now();
-		to_private(&m, 0, m.size);
-		add(&private, since(start));
-		by_private = calls() - before;
-
-		before = calls();
-		start = now();
-		to_shared(&m, 0, m.size);
-		add(&shared, since(start));
-		by_shared = calls() - before;
+		by_private = count_calls(to_private, &m, &private);
+		by_shared = count_calls(to_shared, &m, &shared);
 		touch(m.host, m.size, page, true);
 	}
 	report("own-convert-2M-to-private", median(&private));

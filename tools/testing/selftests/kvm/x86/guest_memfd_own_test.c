@@ -4,6 +4,10 @@
  * host's again, as the emulated RMP of software-protected VMs records it.  See
  * CONFIG_KVM_EMULATED_RMP, whose counters, dump and sweep are what is looked at.
  *
+ * Of the invariants in gmem.h: all fixtures guard I2, each page changes hands once
+ * on the way in and once on the way out; "fail" guards I3, and what is left of I1
+ * and I2 where undo fails as well; contents, where they are looked at, are I5.
+ *
  * The counters are the machine's: run no other VM next to this.  Compared are
  * pages, not calls: how many pages share a call is up to where they lie.
  *
@@ -2312,38 +2316,34 @@ static void check_old_place(struct __test_metadata *_metadata, struct own *s)
 	ASSERT_WORKS(unbind(s, SLOT));
 }
 
-static void setup_rebind(struct __test_metadata *_metadata, struct own *s)
+/* Of a rebind, fail each call of one hook. */
+static void fail_rebind(struct __test_metadata *_metadata, struct own *s,
+			const struct failing *f)
 {
 	ASSERT_WORKS(bind_all(s));
 	setup_fragments(_metadata, s, GMEM_PRIVATE);
 	EXPECT_OWNED(s, present_pages);
 	ASSERT_WORKS(unbind(s, SLOT));
+
+	expect_undone(_metadata, s, f);
+	EXPECT_CALLS(s, .private = NR_PRESENT, .shared = NR_PRESENT);
+	EXPECT_OWNED(s, present_pages << 40);
+	expect_fragments(_metadata, s, 40);
+	EXPECT_CALLS(s);
 }
 
 TEST_F(fail, rebind_giving_back)
 {
-	struct own *s = &self->s;
 	const struct failing f = { FAIL_SHARED, MAKE_SHARED, bind_elsewhere, check_old_place };
 
-	setup_rebind(_metadata, s);
-	expect_undone(_metadata, s, &f);
-	EXPECT_CALLS(s, .private = NR_PRESENT, .shared = NR_PRESENT);
-	EXPECT_OWNED(s, present_pages << 40);
-	expect_fragments(_metadata, s, 40);
-	EXPECT_CALLS(s);
+	fail_rebind(_metadata, &self->s, &f);
 }
 
 TEST_F(fail, rebind_taking)
 {
-	struct own *s = &self->s;
 	const struct failing f = { FAIL_PRIVATE, MAKE_PRIVATE, bind_elsewhere, check_old_place };
 
-	setup_rebind(_metadata, s);
-	expect_undone(_metadata, s, &f);
-	EXPECT_CALLS(s, .private = NR_PRESENT, .shared = NR_PRESENT);
-	EXPECT_OWNED(s, present_pages << 40);
-	expect_fragments(_metadata, s, 40);
-	EXPECT_CALLS(s);
+	fail_rebind(_metadata, &self->s, &f);
 }
 
 /* Pages that are the guest's at two distances, and some that are not its own. */
