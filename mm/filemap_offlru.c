@@ -3,13 +3,25 @@
  * File pages off the LRU.  linux/filemap_offlru.h says what and why.
  */
 #include <linux/align.h>
+#include <linux/cpuset.h>
+#include <linux/dax.h>
 #include <linux/export.h>
 #include <linux/filemap_offlru.h>
+#include <linux/folio_batch.h>
 #include <linux/memcontrol.h>
+#include <linux/mempolicy.h>
+#include <linux/sched.h>
+#include <linux/shmem_fs.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd_k.h>
 
+#include <trace/events/filemap.h>
+
 #include "internal.h"
+#include "page_alloc.h"
+
+/* How many pages to handle under a spinlock. */
+#define OFFLRU_BATCH	512UL
 
 /**
  * filemap_offlru_add() - Put a page into a file, but not on the LRU
@@ -48,6 +60,294 @@ int filemap_offlru_add(struct address_space *mapping, struct folio *folio,
 	return ret;
 }
 EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_add, "kvm");
+
+static struct page *alloc_block_on(gfp_t gfp, unsigned int order, int nid,
+				   nodemask_t *nodemask)
+{
+	struct page *page;
+
+#ifdef CONFIG_CONTIG_ALLOC
+	if (order > MAX_PAGE_ORDER)
+		return alloc_contig_pages(1UL << order, gfp, nid,
+					  nodemask ?: &cpuset_current_mems_allowed);
+#endif
+	page = __alloc_pages(gfp, order, nid, nodemask, ALLOC_DEFAULT);
+	if (page)
+		split_page(page, order);
+	return page;
+}
+
+/**
+ * filemap_offlru_alloc_block() - Allocate contiguous memory for pages of a file
+ * @gfp: how, without __GFP_COMP and __GFP_MOVABLE
+ * @order: how many, as a power of two; the memory is aligned alike
+ * @policy: where, or NULL for the policy of the current task
+ * @index: where in the file, which is how interleaving takes turns
+ *
+ * Context: may sleep, depending on @gfp, and for long above MAX_PAGE_ORDER.
+ * Return: pages of order 0, each with a reference, for
+ *         filemap_offlru_add_block() or filemap_offlru_free_block(); or NULL.
+ */
+struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
+					struct mempolicy *policy, pgoff_t index)
+{
+	nodemask_t *nodemask = NULL;
+	int nid = numa_node_id();
+	struct page *page;
+
+#ifdef CONFIG_NUMA
+	if (!policy)
+		policy = get_task_policy(current);
+	nodemask = policy_nodemask(gfp, policy, index >> order, &nid);
+
+	/* What is preferred is preferred to others, not to the trouble of reclaim. */
+	if (policy->mode == MPOL_PREFERRED_MANY) {
+		page = alloc_block_on((gfp | __GFP_NOWARN) & ~__GFP_DIRECT_RECLAIM,
+				      order, nid, nodemask);
+		if (page)
+			return page;
+		nodemask = NULL;
+	}
+#endif
+	return alloc_block_on(gfp, order, nid, nodemask);
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_alloc_block, "kvm");
+
+/**
+ * filemap_offlru_free_block() - Free contiguous memory that is in no file
+ * @page: from filemap_offlru_alloc_block()
+ * @order: as there
+ *
+ * Context: any that may free pages.
+ */
+void filemap_offlru_free_block(struct page *page, unsigned int order)
+{
+	__free_contig_range(page_to_pfn(page), 1UL << order);
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_free_block, "kvm");
+
+static void uncharge_pages(struct page *page, unsigned long nr)
+{
+	struct folio_batch batch;
+	unsigned long i;
+
+	folio_batch_init(&batch);
+	for (i = 0; i < nr; i++) {
+		if (folio_batch_add(&batch, page_folio(page + i)))
+			continue;
+		mem_cgroup_uncharge_folios(&batch);
+		folio_batch_reinit(&batch);
+	}
+	mem_cgroup_uncharge_folios(&batch);
+}
+
+static int charge_pages(struct page *page, unsigned long nr, gfp_t gfp)
+{
+	unsigned long i;
+	int ret;
+
+	for (i = 0; i < nr; i++) {
+		ret = mem_cgroup_charge(page_folio(page + i), NULL, gfp);
+		if (ret) {
+			uncharge_pages(page, i);
+			return ret;
+		}
+		if (i % OFFLRU_BATCH == 0)
+			cond_resched();
+	}
+	return 0;
+}
+
+static void set_up_page(struct address_space *mapping, struct folio *folio,
+			pgoff_t index)
+{
+	folio->mapping = mapping;
+	folio->index = index;
+	__folio_set_locked(folio);
+	folio_set_unevictable(folio);
+	folio_set_dirty(folio);
+	__folio_mark_uptodate(folio);
+}
+
+/* Insert pages while there is no other and there is memory; count them in @done. */
+static int insert_pages(struct address_space *mapping, struct page *page,
+			pgoff_t index, unsigned long nr, unsigned long *done,
+			gfp_t gfp)
+{
+	XA_STATE(xas, &mapping->i_pages, index);
+	unsigned long end = *done + nr;
+	struct folio *folio;
+
+	mapping_set_update(&xas, mapping);
+	do {
+		xas_set(&xas, index + *done);
+		xas_lock_irq(&xas);
+		for (; *done < end; ++*done, xas_next(&xas)) {
+			if (xas_load(&xas)) {
+				xas_set_err(&xas, -EEXIST);
+				break;
+			}
+
+			folio = page_folio(page + *done);
+			xas_store(&xas, folio);
+			if (xas_error(&xas))
+				break;
+
+			lruvec_stat_mod_folio(folio, NR_FILE_PAGES, 1);
+			trace_mm_filemap_add_to_page_cache(folio);
+			mapping->nrpages++;
+		}
+		xas_unlock_irq(&xas);
+	} while (xas_nomem(&xas, gfp & GFP_RECLAIM_MASK));
+
+	return xas_error(&xas);
+}
+
+/* The first @done of @nr pages are in the file.  Make it as if nothing had happened. */
+static void take_pages_back(struct page *page, unsigned long nr, unsigned long done)
+{
+	struct folio *folio;
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		folio = page_folio(page + i);
+		if (i < done) {
+			folio_get(folio);
+			filemap_remove_folio(folio);
+		}
+
+		folio->mapping = NULL;
+		folio_clear_unevictable(folio);
+		folio_clear_dirty(folio);
+		folio_clear_uptodate(folio);
+		folio_unlock(folio);
+		if (i % OFFLRU_BATCH == 0)
+			cond_resched();
+	}
+	uncharge_pages(page, nr);
+}
+
+/**
+ * filemap_offlru_add_block() - Put contiguous pages into a file, all or none
+ * @mapping: the file's, with AS_INACCESSIBLE set
+ * @page: the first of them, from filemap_offlru_alloc_block(), with its content
+ * @index: where to put it
+ * @nr: how many
+ * @gfp: how to allocate what is needed for that
+ *
+ * The pages are charged to the memory cgroup of the current task.  The file takes
+ * over the reference to each.
+ *
+ * Where this fails, others may have seen some of the pages.  They wait for the folio
+ * lock, and then find that the page is not the file's.
+ *
+ * Context: may sleep, depending on @gfp.
+ * Return: 0, with the pages locked, up to date and dirty; -EEXIST if there is a
+ *         page already; or -ENOMEM.  After an error, the pages are the caller's as
+ *         they were.
+ */
+int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
+			     pgoff_t index, unsigned long nr, gfp_t gfp)
+{
+	unsigned long i, done = 0, end;
+	int ret;
+
+	VM_WARN_ON_ONCE(!mapping_inaccessible(mapping));
+
+	ret = charge_pages(page, nr, gfp);
+	if (ret)
+		return ret;
+
+	do {
+		end = min(done + OFFLRU_BATCH, nr);
+		for (i = done; i < end; i++)
+			set_up_page(mapping, page_folio(page + i), index + i);
+
+		ret = insert_pages(mapping, page, index, end - done, &done, gfp);
+		if (ret) {
+			/* The rest has not been set up. */
+			uncharge_pages(page + end, nr - end);
+			take_pages_back(page, end, done);
+			return ret;
+		}
+		cond_resched();
+	} while (done < nr);
+
+	return 0;
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_add_block, "kvm");
+
+/* Free pages in a row, to which nobody refers anymore. */
+static void free_pages_in_row(struct address_space *mapping, struct page *page,
+			      unsigned long nr)
+{
+	struct folio *folio;
+	unsigned long i;
+
+	for (i = 0; i < nr; i++) {
+		folio = page_folio(page + i);
+		lruvec_stat_mod_folio(folio, NR_FILE_PAGES, -1);
+		if (mapping->a_ops->free_folio)
+			mapping->a_ops->free_folio(folio);
+	}
+
+	uncharge_pages(page, nr);
+	for (i = 0; i < nr; i++)
+		set_page_refcounted(page + i);
+	__free_contig_range(page_to_pfn(page), nr);
+}
+
+/**
+ * filemap_offlru_remove() - Remove pages from a file, and free them
+ * @mapping: the file's
+ * @first: first index to remove
+ * @last: last index to remove
+ *
+ * Pages that were allocated as a block are freed as one.  Pages that somebody maps,
+ * refers to or has locked remain: truncate_inode_pages_range() waits for them.
+ *
+ * Context: may sleep.  The caller keeps pages from being added.
+ */
+void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
+			   pgoff_t last)
+{
+	XA_STATE(xas, &mapping->i_pages, first);
+	struct page *page = NULL;
+	unsigned long nr, nr_seen;
+	struct folio *folio;
+
+	mapping_set_update(&xas, mapping);
+	do {
+		nr = 0;
+		nr_seen = 0;
+		xas_lock_irq(&xas);
+		xas_for_each(&xas, folio, last) {
+			if (nr && (&folio->page != page + nr || nr == OFFLRU_BATCH))
+				break;
+			if (nr_seen++ == OFFLRU_BATCH)
+				break;
+			/* Whoever maps it or has it locked has a reference, too. */
+			if (!folio_ref_freeze(folio, 1))
+				continue;
+
+			if (!nr++)
+				page = &folio->page;
+			trace_mm_filemap_delete_from_page_cache(folio);
+			xas_store(&xas, NULL);
+			folio->mapping = NULL;
+			mapping->nrpages--;
+		}
+		/* A page that is not done yet is met again. */
+		if (folio)
+			xas_set(&xas, xas.xa_index);
+		xas_unlock_irq(&xas);
+
+		if (nr)
+			free_pages_in_row(mapping, page, nr);
+		cond_resched();
+	} while (folio);
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_remove, "kvm");
 
 /* Map a page unless it has to be left to ->fault(). */
 static bool map_folio(struct vm_fault *vmf, struct folio *folio,

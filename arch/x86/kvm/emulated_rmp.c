@@ -10,14 +10,17 @@
  *              a 2 MiB entry.  Entries know a VM by an id, as one that is gone
  *              leaves no pointer behind.
  *   psmash     To split a 2 MiB entry.
+ *   merge      To make a 2 MiB entry again of what lacks nothing anymore.  The
+ *              RMP of SEV-SNP can't; a record kept in page tables, like pKVM's, can.
  *   leaked     Said of an entry that stays for ever.
  *   violation  What hardware would not have let pass.
  *
  * E1  All pages of an aligned 2 MiB are 2 MiB entries, or none is.  They are in
- *     order, of one VM, and the gfns are aligned alike.
+ *     order, of one VM, and the gfns are aligned alike.  Pages of which that is
+ *     true are 2 MiB entries, whoever came last.
  * E2  Who fails has changed nothing.  All that can fail comes first: injected
- *     failure, checks, memory for the entries.  A change of an entry, and its
- *     removal, need none.
+ *     failure, checks, memory for the entries.  A change of an entry, like a merge,
+ *     and its removal need none.
  * E3  A leaked entry is not a 2 MiB one, and nobody can have its page.
  *
  * Locks: rmp->lock is for writers.  It is taken under invalidate_lock, and the
@@ -63,7 +66,7 @@ enum rmp_counter {
 	MAKE_PRIVATE, MAKE_PRIVATE_PAGES,
 	MAKE_SHARED, MAKE_SHARED_PAGES,
 	RECLAIM, RECLAIM_PAGES,
-	PSMASH, LOOKUPS, INJECTED,
+	PSMASH, MERGED, LOOKUPS, INJECTED,
 	V_OWNED, V_NOT_OWNED, V_WRONG_OWNER, V_WRONG_GFN, V_LEVEL, V_MAPPED,
 	V_GUEST_MAP, V_USER_MAP, V_FREED, V_LEFT,
 	NR_COUNTERS,
@@ -74,7 +77,7 @@ static const char * const rmp_counter_names[NR_COUNTERS] = {
 	"make-private", "make-private-pages",
 	"make-shared", "make-shared-pages",
 	"reclaim", "reclaim-pages",
-	"psmash", "lookups", "injected",
+	"psmash", "merged", "lookups", "injected",
 	"v-owned", "v-not-owned", "v-wrong-owner", "v-wrong-gfn", "v-level", "v-mapped",
 	"v-guest-map", "v-user-map", "v-freed", "v-left",
 };
@@ -148,17 +151,52 @@ static int rmp_violation(struct emulated_rmp *rmp, enum rmp_counter kind,
 	return -EINVAL;
 }
 
+/* All pages of an aligned 2 MiB have entries: this cannot fail. */
+static void rmp_flip_2m(struct emulated_rmp *rmp, kvm_pfn_t first)
+{
+	XA_STATE(xas, &rmp->entries, first);
+	void *entry;
+
+	lockdep_assert_held(&rmp->lock);
+
+	xas_lock(&xas);
+	xas_for_each(&xas, entry, first + BLOCK - 1)
+		xas_store(&xas, xa_mk_value(xa_to_value(entry) ^ ENTRY_2M));
+	xas_unlock(&xas);
+}
+
 static void rmp_psmash(struct emulated_rmp *rmp, kvm_pfn_t pfn)
 {
-	kvm_pfn_t first = round_down(pfn, BLOCK), i;
-
 	if (!(rmp_get(rmp, pfn) & ENTRY_2M))
 		return;
 
-	for (i = first; i < first + BLOCK; i++)
-		rmp_set(rmp, i, rmp_get(rmp, i) & ~ENTRY_2M);
+	rmp_flip_2m(rmp, round_down(pfn, BLOCK));
 	rmp_count(rmp, OWNED_2M, -1);
 	rmp_count(rmp, PSMASH, 1);
+}
+
+/* @pfn has been assigned: if that was all that was missing, keep to E1. */
+static void rmp_merge(struct emulated_rmp *rmp, kvm_pfn_t pfn)
+{
+	kvm_pfn_t first = round_down(pfn, BLOCK), i;
+	unsigned long entry = rmp_get(rmp, first);
+
+	/*
+	 * What is absent, leaked or another VM's is not the next value.  Mostly,
+	 * one of the ends isn't.
+	 */
+	if (!IS_ALIGNED(FIELD_GET(ENTRY_GFN, entry), BLOCK) ||
+	    rmp_get(rmp, first + BLOCK - 1) != entry + BLOCK - 1)
+		return;
+
+	for (i = 1; i < BLOCK - 1; i++) {
+		if (rmp_get(rmp, first + i) != entry + i)
+			return;
+	}
+
+	rmp_flip_2m(rmp, first);
+	rmp_count(rmp, OWNED_2M, 1);
+	rmp_count(rmp, MERGED, 1);
 }
 
 /* Have no 2 MiB entry at either end that is not in the range as a whole. */
@@ -200,6 +238,8 @@ static int rmp_make_private(struct emulated_rmp *rmp, u32 vm, gfn_t gfn,
 	rmp_count(rmp, OWNED_2M, huge);
 	rmp_count(rmp, MAKE_PRIVATE, 1);
 	rmp_count(rmp, MAKE_PRIVATE_PAGES, nr);
+	if (!huge)
+		rmp_merge(rmp, pfn);
 	return 0;
 }
 
@@ -386,6 +426,9 @@ int emulated_rmp_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 	u32 vm = kvm->arch.rmp_id;
 
 	might_sleep();
+
+	if (WARN_ON_ONCE(pfn % BLOCK + nr_pages > BLOCK))
+		return -EINVAL;
 
 	if (rmp_inject(&host_rmp, &fail_make_private))
 		return -ENOMEM;

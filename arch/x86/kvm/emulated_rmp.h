@@ -80,7 +80,7 @@ static inline void emulated_rmp_check_map(struct kvm *kvm, gfn_t gfn, kvm_pfn_t 
 }
 
 static inline void emulated_rmp_check_host(kvm_pfn_t pfn, kvm_pfn_t nr_pages,
-					   const char *what)
+					   bool freed)
 {
 }
 
@@ -100,7 +100,10 @@ static inline void emulated_rmp_exit(void)
  * @kvm: the VM
  * @gfn: where the guest has the first one
  * @pfn: the first one, not mapped by any user
- * @nr_pages: how many; if 512 and aligned in gfn and pfn, they become one entry
+ * @nr_pages: how many, all of them in one aligned 2 MiB of pfns
+ *
+ * Pages of an aligned 2 MiB that the guest has in order, at gfns that are aligned
+ * alike, become one entry, all at once or with the last of them.
  *
  * Nobody may refer to the pages but the file; so the caller has no reference.
  *
@@ -151,7 +154,8 @@ void emulated_rmp_leak(struct kvm *kvm, kvm_pfn_t pfn, kvm_pfn_t nr_pages);
  * @is_private: what the guest takes it for
  *
  * Context: any.
- * Return: a PG_LEVEL_*, or 0 if all are fine.
+ * Return: PG_LEVEL_4K or PG_LEVEL_2M, than which no entry is larger, or 0 if all
+ *         levels are fine.
  */
 int emulated_rmp_max_level(struct kvm *kvm, kvm_pfn_t pfn, bool is_private);
 

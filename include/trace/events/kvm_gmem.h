@@ -81,6 +81,26 @@ TRACE_EVENT(kvm_gmem_own,
 		      __entry->ret)
 );
 
+/* To fill an aligned place for 2^order pages: with a block, or -ENOMEM, -EINTR. */
+TRACE_EVENT(kvm_gmem_block,
+	    TP_PROTO(const struct inode *inode, pgoff_t index, unsigned int order,
+		     int ret),
+	    TP_ARGS(inode, index, order, ret),
+
+	    TP_STRUCT__entry(__field(u64, ino)
+			     __field(u64, index)
+			     __field(unsigned int, order)
+			     __field(int, ret)),
+
+	    TP_fast_assign(__entry->ino = inode->i_ino;
+			   __entry->index = index;
+			   __entry->order = order;
+			   __entry->ret = ret;),
+
+	    TP_printk("ino=%llu index=0x%llx order=%u ret=%d", __entry->ino,
+		      __entry->index, __entry->order, __entry->ret)
+);
+
 #endif /* _TRACE_KVM_GMEM_H */
 
 /* This part must be outside protection. */

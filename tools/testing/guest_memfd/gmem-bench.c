@@ -14,8 +14,10 @@
  *
  * gmem-bench		all on one CPU
  * gmem-bench two	conversion on one CPU of memory that another one touched
+ * gmem-bench blocks	memory in blocks, with 2 GiB to spare; needs debugfs
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -33,16 +35,18 @@
 
 #define KIB		1024ul
 #define MIB		(1024 * KIB)
+#define GIB		(1024 * MIB)
 #define SHARED_FILE	(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 #define PRIVATE		KVM_MEMORY_ATTRIBUTE_PRIVATE
 #define MAX_SAMPLES	64
 
-/* Not where the guest's code is: no page table, nor a huge page, of both. */
-#define GPA		0x200000
+/* Not where the guest's code is: no page table, nor any huge page, of both. */
+#define GPA		GIB
 #define SLOT		1
 
 static size_t page;		/* bytes */
 static bool can_convert;	/* pages of a guest_memfd, in place */
+static size_t block_sizes;	/* of a guest_memfd: a bit each, or 0 */
 
 static void must(const char *what, int ret)
 {
@@ -104,19 +108,30 @@ static __u64 median(struct samples *s)
 	return quantile(s, 1, 2);
 }
 
-static void report(const char *name, double value)
+static void report_in(const char *unit, const char *name, double value)
 {
-	printf("%s %.*f instructions\n", name, value < 1000 ? 1 : 0, value);
+	printf("%s %.*f %s\n", name, value < 1000 ? 1 : 0, value, unit);
 	fflush(stdout);
 }
 
+static void report(const char *name, double value)
+{
+	report_in("instructions", name, value);
+}
+
 /* NAME-PART */
-static void report_part(const char *name, const char *part, double value)
+static void report_part_in(const char *unit, const char *name, const char *part,
+			   double value)
 {
 	char both[80];
 
 	snprintf(both, sizeof(both), "%s-%s", name, part);
-	report(both, value);
+	report_in(unit, both, value);
+}
+
+static void report_part(const char *name, const char *part, double value)
+{
+	report_part_in("instructions", name, part, value);
 }
 
 /*
@@ -131,12 +146,12 @@ struct memory {
 	bool in_place;
 };
 
-/* @size 0: remove. */
-static void memory_bind(const struct memory *m, size_t size)
+/* @size 0: remove.  @flags: of the memslot, beside that it has a guest_memfd. */
+static void memory_bind(const struct memory *m, size_t size, __u32 flags)
 {
 	const struct kvm_userspace_memory_region2 region = {
 		.slot = SLOT,
-		.flags = KVM_MEM_GUEST_MEMFD,
+		.flags = KVM_MEM_GUEST_MEMFD | flags,
 		.guest_phys_addr = GPA,
 		.memory_size = size,
 		.userspace_addr = (unsigned long)m->host,
@@ -166,7 +181,7 @@ static void memory_create(struct memory *m, int type, size_t size, __u64 flags)
 	m->host = map(m);
 	if (m->host == MAP_FAILED)
 		give_up(1, "mmap: %s", strerror(errno));
-	memory_bind(m, size);
+	memory_bind(m, size, 0);
 }
 
 /* Memory that can be converted: in place, or the way it is done without. */
@@ -193,8 +208,8 @@ static void memory_remap(struct memory *m)
 /* Lose all page tables of the guest. */
 static void memory_rebind(struct memory *m)
 {
-	memory_bind(m, 0);
-	memory_bind(m, m->size);
+	memory_bind(m, 0, 0);
+	memory_bind(m, m->size, 0);
 }
 
 static void make_hole(struct memory *m, size_t offset, size_t size)
@@ -800,6 +815,300 @@ static void bench_state_size(void)
 }
 
 /*
+ * Blocks.  They are zeroed when they are allocated, by fallocate() or by the first
+ * fault on them; base pages are zeroed by the first fault on each.  Zeroing would hide
+ * all else, as each iteration of a string instruction counts.  So it is measured
+ * apart, and subtracted, except from what has "zeroed" in its name.
+ */
+static const struct block {
+	const char *name;
+	size_t size;
+	__u64 flags;		/* of the file */
+	size_t file;		/* what the guest gets: at least a block */
+} blocks[] = {
+	/* First the one that needs most memory in one piece. */
+	{ "block-1G", GIB, GUEST_MEMFD_BLOCK_SIZE_1GB, GIB },
+	{ "block-2M", 2 * MIB, GUEST_MEMFD_BLOCK_SIZE_2MB, 64 * MIB },
+	{ "block-4K", 4 * KIB, 0, 64 * MIB },
+};
+
+static double zeroing;		/* instructions to zero a page */
+
+#if defined(__x86_64__)
+/* Does the kernel use a feature of the CPU? */
+static bool cpu_has(const char *feature)
+{
+	FILE *file = fopen("/proc/cpuinfo", "r");
+	bool found = false;
+	char word[64];
+
+	if (!file)
+		give_up(1, "/proc/cpuinfo: %s", strerror(errno));
+	while (!found && fscanf(file, "%63s", word) == 1)
+		found = !strcmp(word, feature);
+	fclose(file);
+	return found;
+}
+
+/* With the instruction that the kernel's clear_page() takes, see asm/page_64.h. */
+static __u64 time_zero(void *to)
+{
+	size_t bytes = page, words = page / 8;
+	bool erms = cpu_has("erms");
+	__u64 start;
+
+	if (!erms && !cpu_has("rep_good"))
+		give_up(1, "clear_page() takes no string instruction here");
+
+	start = now();
+	if (erms)
+		asm volatile("rep stosb" : "+D" (to), "+c" (bytes) : "a" (0) : "memory");
+	else
+		asm volatile("rep stosq" : "+D" (to), "+c" (words) : "a" (0) : "memory");
+	return since(start);
+}
+#else
+static __u64 time_zero(void *to)
+{
+	__u64 start = now();
+
+	memset(to, 0, page);
+	asm volatile("" : : "r" (to) : "memory");
+	return since(start);
+}
+#endif
+
+static void bench_zero_page(void)
+{
+	struct samples s = {};
+	void *to;
+	int i;
+
+	to = aligned_alloc(page, page);
+	if (!to)
+		give_up(1, "no memory");
+	memset(to, 1, page);
+	for (i = 0; i < 9; i++)
+		add(&s, time_zero(to));
+	free(to);
+
+	zeroing = median(&s);
+	report("zero-page", zeroing);
+}
+
+/* What it takes to have the guest write to a page that it has mapped, and come back. */
+static void bench_guest_loop(void)
+{
+	struct memory m;
+
+	memory_create(&m, -1, 16 * MIB, SHARED_FILE);
+	touch_guest(&m, m.size, page);
+	report("guest-loop-page", (double)time_guest(&m, page) / (m.size / page));
+	memory_destroy(&m);
+}
+
+/* One of KVM's statistics, of all VMs that there are. */
+static double kvm_stat(const char *name)
+{
+	char path[80];
+	double value;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/kernel/debug/kvm/%s", name);
+	file = fopen(path, "r");
+	if (!file || fscanf(file, "%lf", &value) != 1)
+		give_up(1, "%s cannot be read", path);
+	fclose(file);
+	return value;
+}
+
+/* What is measured has to be blocks, and not their substitute. */
+static void must_be_blocks(const struct memory *m, const struct block *b)
+{
+	unsigned long whole = 0;
+	char line[80];
+	FILE *file;
+
+	if (!b->flags)
+		return;
+
+	snprintf(line, sizeof(line), "/proc/self/fdinfo/%d", m->file);
+	file = fopen(line, "r");
+	if (!file)
+		give_up(1, "%s: %s", line, strerror(errno));
+	while (fgets(line, sizeof(line), file) &&
+	       sscanf(line, "gmem-blocks-whole: %lu", &whole) != 1)
+		;
+	fclose(file);
+	if (whole != m->size / b->size)
+		give_up(1, "%s: %lu of %zu could be had", b->name, whole, m->size / b->size);
+}
+
+/* Have the kernel's allocator give back the objects that it keeps for later. */
+static void shrink_slabs(void)
+{
+	DIR *dir = opendir("/sys/kernel/slab");
+	struct dirent *entry;
+	char path[320];
+	int fd;
+
+	if (!dir)
+		give_up(1, "/sys/kernel/slab: %s", strerror(errno));
+	/* What waits for the end of a grace period is not free yet. */
+	sleep(1);
+	while ((entry = readdir(dir))) {
+		snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", entry->d_name);
+		fd = open(path, O_WRONLY);
+		if (fd < 0)
+			continue;
+		must("shrink", write(fd, "1", 1));
+		close(fd);
+	}
+	closedir(dir);
+}
+
+static long slab_bytes_exactly(void)
+{
+	long bytes;
+
+	shrink_slabs();
+	bytes = slab_bytes();
+	if (bytes < 0)
+		give_up(1, "/proc/slabinfo: %s", strerror(errno));
+	return bytes;
+}
+
+/* A GiB of memory that nobody uses: so much that a slab or two do not matter. */
+static void block_file(const struct block *b)
+{
+	const size_t nr = GIB / page;
+	double allocated, punched;
+	struct memory m;
+	long before;
+	__u64 start;
+
+	memory_create(&m, -1, GIB, SHARED_FILE | b->flags);
+
+	before = slab_bytes_exactly();
+	start = now();
+	allocate(&m, 0, m.size);
+	allocated = (double)since(start) / nr;
+	must_be_blocks(&m, b);
+	report_part_in("bytes", b->name, "slab-1G", slab_bytes_exactly() - before);
+
+	start = now();
+	make_hole(&m, 0, m.size);
+	punched = (double)since(start) / nr;
+	memory_destroy(&m);
+
+	/* A base page is not zeroed here. */
+	if (b->flags)
+		report_part(b->name, "fallocate-zeroed-page", allocated);
+	report_part(b->name, "fallocate-page", allocated - (b->flags ? zeroing : 0));
+	report_part(b->name, "punch-page", punched);
+}
+
+/*
+ * The guest touches 64 MiB, page by page, while its writes are logged.  Then logging
+ * ends, and the page tables that this took become huge mappings, of 2 MiB each, or one
+ * of 1 GiB.  A part of what is measured is the system call; for base pages, of
+ * which nothing becomes huge, that is nearly all.
+ */
+static void block_recover(const struct block *b, struct memory *m)
+{
+	const size_t size = 64 * MIB;
+	__u64 start, took;
+
+	memory_bind(m, 0, 0);
+	memory_bind(m, m->size, KVM_MEM_LOG_DIRTY_PAGES);
+	touch_guest(m, size, page);
+	start = now();
+	memory_bind(m, m->size, 0);
+	took = since(start);
+
+	if (b->flags && !(kvm_stat("pages_2m") + kvm_stat("pages_1g")))
+		give_up(1, "%s: nothing has been recovered", b->name);
+	report_part(b->name, "recover-2M", (double)took / (size / (2 * MIB)));
+}
+
+/*
+ * The guest touches all pages of a file, an empty one, and one that is not: per page, of
+ * which guest-loop-page is the way to the guest and back.
+ */
+static void block_guest(const struct block *b)
+{
+	double populated, touched, faults;
+	struct memory m;
+	size_t nr;
+
+	memory_create(&m, -1, b->file, SHARED_FILE | b->flags);
+	nr = m.size / page;
+
+	/* Memory is allocated, and zeroed: base pages, too. */
+	populated = (double)time_guest(&m, page) / nr;
+	must_be_blocks(&m, b);
+	report_part(b->name, "guest-populate-zeroed-page", populated);
+	report_part(b->name, "guest-populate-page", populated - zeroing);
+
+	/* It is there.  The guest's code stays mapped: that is no fault. */
+	make_hole(&m, 0, m.size);
+	allocate(&m, 0, m.size);
+	must_be_blocks(&m, b);
+	faults = kvm_stat("pf_fixed");
+	touched = (double)time_guest(&m, page) / nr;
+	faults = kvm_stat("pf_fixed") - faults;
+	report_part(b->name, "guest-touch-page", touched);
+	report_part_in("faults", b->name, "guest-faults-1G", faults * (GIB / m.size));
+
+	if (block_sizes)
+		block_recover(b, &m);
+	memory_destroy(&m);
+}
+
+/* 2 MiB that the guest has mapped, as huge as can be, and the host has not. */
+static void block_convert(const struct block *b)
+{
+	struct samples private = {}, shared = {};
+	struct memory m;
+	__u64 start;
+	int i;
+
+	memory_create(&m, vm_private_type(), b->file,
+		      (can_convert ? SHARED_FILE : 0) | b->flags);
+	for (i = 0; i < 9; i++) {
+		touch_guest(&m, 2 * MIB, page);
+		start = now();
+		to_private(&m, 0, 2 * MIB);
+		add(&private, since(start));
+
+		touch_guest(&m, 2 * MIB, page);
+		start = now();
+		to_shared(&m, 0, 2 * MIB);
+		add(&shared, since(start));
+	}
+	memory_destroy(&m);
+
+	report_part(b->name, "convert-2M-to-private", median(&private));
+	report_part(b->name, "convert-2M-to-shared", median(&shared));
+}
+
+static void bench_blocks(void)
+{
+	const struct block *b;
+
+	bench_zero_page();
+	bench_guest_loop();
+	for (b = blocks; b < blocks + ARRAY_SIZE(blocks); b++) {
+		if (b->flags && !(block_sizes & b->size))
+			continue;
+		block_file(b);
+		block_guest(b);
+		if (vm_private_type() >= 0)
+			block_convert(b);
+	}
+}
+
+/*
  * Two CPUs: a thread on the other one touches the memory and sleeps, then this
  * one converts it.  Whoever waits sleeps, so what is counted is ours, and what
  * ours makes the other CPU do while it waits for that.
@@ -898,6 +1207,7 @@ int main(int argc, char **argv)
 	vm_create(&vm, -1);
 	can_convert = ioctl(vm.fd, KVM_CHECK_EXTENSION,
 			    KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES) > 0;
+	block_sizes = ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD_BLOCK_SIZES);
 	vm_destroy(&vm);
 	bench_clock();
 
@@ -908,6 +1218,11 @@ int main(int argc, char **argv)
 
 	if (argc > 1 && !strcmp(argv[1], "own")) {
 		bench_own();
+		return 0;
+	}
+
+	if (argc > 1 && !strcmp(argv[1], "blocks")) {
+		bench_blocks();
 		return 0;
 	}
 

@@ -9,7 +9,8 @@
  *     is released or the memslot is freed, whichever comes first.  Nobody gets a
  *     reference through it once the file's last one is gone.
  * M3  A memslot is in gmem_file.bindings from before its first guest fault until
- *     no guest page table refers to the file through it.
+ *     no guest page table refers to the file through it, or until its successor,
+ *     with other flags for the same gfns and indices, is there in its place.
  * M4  slot->gmem.state is set when slot->gmem.file is.  The inode, with the state,
  *     is freed a grace period after the last file was, so that whoever finds the
  *     state under RCU may read it.
@@ -60,7 +61,9 @@ static bool gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 				       enum kvm_gfn_range_filter filter)
 {
 	struct interval_tree_node *node = gmem_first_binding(f, start, end);
+	struct kvm_memory_slot *slot;
 	struct kvm_gfn_range range;
+	gfn_t first, end_gfn;
 	bool flush = false;
 
 	if (!node)
@@ -70,9 +73,15 @@ static bool gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 	kvm_mmu_invalidate_start(f->kvm);
 
 	for (; node; node = interval_tree_iter_next(node, start, end - 1)) {
-		range = gmem_slot_range(container_of(node, struct kvm_memory_slot,
-						     gmem.node),
-					start, end, filter);
+		slot = container_of(node, struct kvm_memory_slot, gmem.node);
+		range = gmem_slot_range(slot, start, end, filter);
+
+		/* Stop faults on neighbours too, that are about to map a whole block. */
+		first = range.start;
+		end_gfn = range.end;
+		kvm_gmem_widen_range(slot, &first, &end_gfn);
+		kvm_mmu_invalidate_range_add(f->kvm, first, end_gfn);
+
 		flush |= kvm_mmu_unmap_gfn_range(f->kvm, &range);
 		kvm_arch_gmem_invalidate_range(f->kvm, &range);
 	}
@@ -301,9 +310,13 @@ int kvm_gmem_prepare_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot
 	slot->gmem.node.start = slot->gmem.pgoff;
 	slot->gmem.node.last = slot->gmem.pgoff + slot->npages - 1;
 
-	/* What is converted in place needs no second home for its shared pages. */
-	if (GMEM_I(file_inode(file))->in_place)
+	if (GMEM_I(file_inode(file))->in_place) {
+		/* What is converted in place needs no second home for shared pages. */
 		slot->flags |= KVM_MEMSLOT_GMEM_ONLY;
+	} else if (kvm_slot_dirty_track_enabled(slot)) {
+		/* Two homes, one dirty log: it could not tell which one was written. */
+		goto err_put;
+	}
 
 	/* The caller puts the reference, once the memslot is in or given up. */
 	WRITE_ONCE(slot->gmem.file, file);
@@ -338,6 +351,69 @@ int kvm_gmem_commit_memory_region(struct kvm *kvm, struct kvm_memory_slot *slot)
 
 	filemap_invalidate_unlock(inode->i_mapping);
 	return ret;
+}
+
+bool kvm_gmem_can_change_flags(struct kvm_memory_slot *slot, u32 flags,
+			       unsigned int fd, uoff_t offset)
+{
+	CLASS(fd, named)(fd);
+	struct file *file;
+
+	if (!kvm_memslot_is_gmem_only(slot) ||
+	    !((flags ^ slot->flags) & KVM_MEM_LOG_DIRTY_PAGES) ||
+	    offset != (uoff_t)slot->gmem.pgoff << PAGE_SHIFT)
+		return false;
+
+	if (!fd_empty(named) && fd_file(named) == slot->gmem.file)
+		return true;
+
+	/*
+	 * No descriptor is left of a file that is closed.  Let dirty logging end,
+	 * but do not pretend that the memslot had a new file.
+	 */
+	file = gmem_bind_get_file(slot);
+	if (file) {
+		fput(file);
+		return false;
+	}
+	return !(flags & KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+void kvm_gmem_replace_memory_region(struct kvm_memory_slot *old,
+				    struct kvm_memory_slot *new)
+{
+	struct file *file = old->gmem.file;
+	struct gmem_file *f;
+	struct inode *inode;
+
+	new->gmem.pgoff = old->gmem.pgoff;
+	new->gmem.node.start = old->gmem.node.start;
+	new->gmem.node.last = old->gmem.node.last;
+
+	/* The file went first. */
+	if (!file)
+		return;
+
+	/* Or has lost its last reference: see kvm_gmem_unbind(). */
+	f = file->private_data;
+	inode = file_inode(file);
+	lockdep_assert_held(&f->kvm->slots_lock);
+
+	/*
+	 * Guest faults have @old until @new is visible and all who may have seen
+	 * @old are done, so it keeps its file and state.  Its file cannot be
+	 * released before @old is freed: that takes slots_lock.  Invalidations
+	 * have @new from here on: it has the same gfns and metadata.
+	 */
+	WRITE_ONCE(new->gmem.file, file);
+	rcu_assign_pointer(new->gmem.state, &GMEM_I(inode)->state);
+
+	filemap_invalidate_lock(inode->i_mapping);
+	scoped_guard(mutex, &GMEM_I(inode)->bind_lock) {
+		interval_tree_remove(&old->gmem.node, &f->bindings);
+		interval_tree_insert(&new->gmem.node, &f->bindings);
+	}
+	filemap_invalidate_unlock(inode->i_mapping);
 }
 
 void kvm_gmem_unbind(struct kvm_memory_slot *slot)

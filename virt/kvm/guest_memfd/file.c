@@ -40,20 +40,24 @@ static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 /* Make what is new the guest's, even if it is a part, a batch at a time. */
 static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
-	pgoff_t next;
+	pgoff_t index, next;
 	int ret, own;
 
-	filemap_invalidate_lock_shared(inode->i_mapping);
-
 	do {
+		index = start;
 		next = min(round_down(start, GMEM_BATCH) + GMEM_BATCH, end);
-		ret = gmem_block_allocate(inode, start, next);
-		own = gmem_own_pages(inode, start, next);
+
+		filemap_invalidate_lock_shared(inode->i_mapping);
+		ret = gmem_block_allocate(inode, &index, next);
+		own = gmem_own_pages(inode, start, index);
+		filemap_invalidate_unlock_shared(inode->i_mapping);
+
+		start = index;
+		if (ret == -ENODATA)
+			ret = gmem_block_fill(inode, start, true);
 		ret = ret ?: own;
-		start = next;
 	} while (!ret && start < end);
 
-	filemap_invalidate_unlock_shared(inode->i_mapping);
 	return ret;
 }
 
@@ -207,10 +211,15 @@ static void gmem_show_fdinfo(struct seq_file *m, struct file *file)
 	struct inode *inode = file_inode(file);
 	struct gmem_inode *gi = GMEM_I(inode);
 	pgoff_t nr_private = READ_ONCE(gi->nr_private);
+	struct gmem_block_counts blocks;
 
+	gmem_block_count(inode, &blocks);
 	seq_printf(m, "gmem-size:\t%lld\n", i_size_read(inode));
 	seq_printf(m, "gmem-flags:\t0x%llx\n", gi->flags);
-	seq_printf(m, "gmem-block-size:\t%lu\n", PAGE_SIZE);
+	seq_printf(m, "gmem-block-size:\t%lu\n", PAGE_SIZE << gi->block_order);
+	seq_printf(m, "gmem-blocks-whole:\t%lu\n", blocks.whole);
+	seq_printf(m, "gmem-blocks-broken:\t%lu\n", blocks.broken);
+	seq_printf(m, "gmem-blocks-fallback:\t%lu\n", blocks.base);
 	seq_printf(m, "gmem-present:\t%lu\n", READ_ONCE(inode->i_mapping->nrpages));
 	seq_printf(m, "gmem-private:\t%lu\n", nr_private);
 	seq_printf(m, "gmem-shared:\t%lu\n", gmem_nr_pages(inode) - nr_private);
@@ -246,7 +255,8 @@ static bool gmem_flags_in_place(u64 flags)
 	return flags || !kvm_vm_has_memory_attributes();
 }
 
-static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
+static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags,
+				     unsigned int block_order)
 {
 	struct gmem_file *f;
 	struct inode *inode;
@@ -262,7 +272,8 @@ static struct file *gmem_create_file(struct kvm *kvm, loff_t size, u64 flags)
 		goto err_free;
 	}
 
-	inode = gmem_inode_create(size, flags, gmem_flags_in_place(flags), kvm);
+	inode = gmem_inode_create(size, flags, block_order,
+				  gmem_flags_in_place(flags), kvm);
 	if (IS_ERR(inode)) {
 		file = ERR_CAST(inode);
 		goto err_fops;
@@ -288,13 +299,35 @@ err_free:
 	return file;
 }
 
+/* The sizes of blocks that page tables have, and the capability an int for. */
+unsigned long kvm_gmem_block_sizes(void)
+{
+	bool contig = IS_ENABLED(CONFIG_CONTIG_ALLOC);
+	unsigned long sizes = PAGE_SIZE;
+
+	if (!IS_ENABLED(CONFIG_HAVE_KVM_GMEM_BLOCKS))
+		return sizes;
+
+	if (PMD_SHIFT <= 30 && (PMD_ORDER <= MAX_PAGE_ORDER || contig))
+		sizes |= PMD_SIZE;
+	if (PUD_SHIFT <= 30 && (PUD_ORDER <= MAX_PAGE_ORDER || contig))
+		sizes |= PUD_SIZE;
+	return sizes;
+}
+
 int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 {
+	unsigned int block_shift = args->flags >> GUEST_MEMFD_BLOCK_SIZE_SHIFT;
+	u64 flags = args->flags & ~GUEST_MEMFD_BLOCK_SIZE_MASK;
 	loff_t size = args->size;
 	struct file *file;
 	int fd;
 
-	if (args->flags & ~kvm_gmem_get_supported_flags(kvm))
+	if (flags & ~kvm_gmem_get_supported_flags(kvm))
+		return -EINVAL;
+
+	block_shift = block_shift ?: PAGE_SHIFT;
+	if (!(kvm_gmem_block_sizes() & BIT_ULL(block_shift)))
 		return -EINVAL;
 
 	if (size <= 0 || !PAGE_ALIGNED(size))
@@ -304,7 +337,7 @@ int kvm_gmem_create(struct kvm *kvm, struct kvm_create_guest_memfd *args)
 	if (fd < 0)
 		return fd;
 
-	file = gmem_create_file(kvm, size, args->flags);
+	file = gmem_create_file(kvm, size, flags, block_shift - PAGE_SHIFT);
 	if (IS_ERR(file)) {
 		put_unused_fd(fd);
 		return PTR_ERR(file);

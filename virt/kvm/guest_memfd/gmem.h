@@ -10,6 +10,7 @@
  *   index     A page's position in the inode, in units of PAGE_SIZE (pgoff_t).
  *   gfn, pfn  A page's position in the guest and in host physical memory.
  *   order     log2 of a number of pages.
+ *   block     Contiguous memory of a size that suits page tables, see block.c.
  *   shared    The host may touch the page, and map it if the file has MMAP.
  *   private   The host may do neither: the page is for the guest alone.  An index
  *             is private or shared whether it has a page or not.
@@ -36,8 +37,8 @@
  *   I3  An operation that fails or is interrupted leaves state, content and
  *       ownership as they were; fallocate() and populate may have got part of the
  *       way, and populate says how far.
- *   I4  The guest maps no more than what is present, initialised and owned
- *       alike: single pages so far.
+ *   I4  The guest maps as one what is contiguous and present, initialised, owned
+ *       alike and, if it has private memory, private or shared alike.
  *   I5  Unless it was populated, a page reads as zeroes the first time that
  *       anyone sees it.  It keeps its content until somebody with the right to
  *       it writes it or gives it up.  Core-mm never drops a page on its own.
@@ -53,6 +54,8 @@
  *   mm->mmap_lock
  *       Held by the caller of the user fault handler.  Touch no user memory
  *       under any of the locks below.
+ *   gmem_inode->fill_lock[]
+ *       Some of the places for blocks: who is allocating one.  It takes long.
  *   mapping->invalidate_lock
  *       Exclusive: pages go away or are converted, content is populated,
  *       bindings change.
@@ -68,6 +71,8 @@
  *       The inode's files and their bindings.  A writer holds invalidate_lock
  *       exclusively too, so that an invalidation, which can span other work
  *       like truncation, ends in exactly the VMs that it began in.
+ *   gmem_inode->block_lock
+ *       Which pages are memory of blocks.  The memory error handler takes it.
  *   kvm->mmu_lock
  *
  * State is read under RCU alone where it is a hint that an invalidation corrects,
@@ -107,12 +112,15 @@
 
 #include "state.h"
 
+/* For as many CPUs that fill one inode with blocks. */
+#define GMEM_NR_FILL_LOCKS	8
+
 /**
  * struct gmem_inode - guest memory
  * @vfs_inode: i_mapping holds the pages; i_size never changes
  * @policy: NUMA policy by index; has a lock of its own
- * @state: GMEM_* by index; written under invalidate_lock, exclusive, or shared
- *         and @own_lock for GMEM_OWNED
+ * @state: GMEM_* by index.  Written under invalidate_lock, exclusive; GMEM_OWNED
+ *         also shared, and under @own_lock; GMEM_BLOCK under @block_lock alone
  * @nr_private: number of private indices; written under invalidate_lock, exclusive
  * @nr_converting: number of indices in conversion; likewise
  * @nr_owned: number of owned pages; as @state
@@ -120,6 +128,7 @@
  * @claims: see own.c; under @own_lock
  * @poisoned: a page had a memory error, at some time; only ever set
  * @flags: GUEST_MEMFD_FLAG_*, constant
+ * @block_order: of its blocks, or 0; constant
  * @in_place: see "Terms", constant
  * @files: every &struct gmem_file of this memory, under @bind_lock
  */
@@ -136,7 +145,12 @@ struct gmem_inode {
 	struct maple_tree claims;
 	bool poisoned;
 	u64 flags;
+	unsigned int block_order;
 	bool in_place;
+	/** @fill_lock: see "Locks" */
+	struct mutex fill_lock[GMEM_NR_FILL_LOCKS];
+	/** @block_lock: see "Locks" */
+	struct mutex block_lock;
 	/** @bind_lock: of @files and their bindings, see "Locks" */
 	struct mutex bind_lock;
 	struct list_head files;
@@ -205,14 +219,15 @@ bool gmem_inode_is_gmem(const struct inode *inode);
  * gmem_inode_create() - Make guest memory, without a page yet
  * @size: in bytes, positive and page-aligned
  * @flags: GUEST_MEMFD_FLAG_*, checked by the caller
+ * @block_order: PMD_ORDER, PUD_ORDER or 0
  * @in_place: whether pages can be converted
  * @kvm: the VM that the first file is for, and that has the file pin it
  *
  * Context: may sleep.
  * Return: the inode, with one reference, or an ERR_PTR.
  */
-struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place,
-				struct kvm *kvm);
+struct inode *gmem_inode_create(loff_t size, u64 flags, unsigned int block_order,
+				bool in_place, struct kvm *kvm);
 
 /**
  * gmem_inode_open() - Open guest memory
@@ -228,6 +243,16 @@ struct file *gmem_inode_open(struct inode *inode,
 /* block.c */
 
 /**
+ * gmem_block_order() - Tell how large a block is at an index
+ * @inode: the memory
+ * @index: within i_size
+ *
+ * Context: any.
+ * Return: PMD_ORDER, PUD_ORDER, or 0 if there is no room for one.
+ */
+unsigned int gmem_block_order(struct inode *inode, pgoff_t index);
+
+/**
  * gmem_block_get_folio() - Look a page up, allocate it where it is absent
  * @inode: the memory
  * @index: the page, within i_size
@@ -237,7 +262,9 @@ struct file *gmem_inode_open(struct inode *inode,
  * gmem_block_init_folio().
  *
  * Context: caller holds invalidate_lock.  May sleep.
- * Return: the folio, locked and with a reference, or an ERR_PTR, mostly -ENOMEM.
+ * Return: the folio, locked and with a reference, or an ERR_PTR: -ENODATA where
+ *         the caller has to unlock, call gmem_block_fill() and try again, or
+ *         -ENOMEM.
  */
 struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index);
 
@@ -250,16 +277,63 @@ struct folio *gmem_block_get_folio(struct inode *inode, pgoff_t index);
 void gmem_block_init_folio(struct folio *folio);
 
 /**
+ * gmem_block_fill() - Fill the place around an absent page with a block
+ * @inode: the memory
+ * @index: the page, with room for a block around it
+ * @patient: whether to reclaim and compact memory for it, and end with any signal
+ *
+ * A place that has other pages, or for which there is no block, gets a base page at
+ * @index, unless blocks are so large that they have no substitute.
+ *
+ * The block has the NUMA policy of its first index, is charged to the memory cgroup
+ * of the current task, and reads as zeroes.
+ *
+ * Context: takes fill_lock and invalidate_lock.  May sleep, for seconds where blocks
+ *          are larger than what the buddy allocator has.
+ * Return: 0 (and the page may be gone again), -EINTR or -ENOMEM.
+ */
+int gmem_block_fill(struct inode *inode, pgoff_t index, bool patient);
+
+/**
  * gmem_block_allocate() - Allocate what is absent in a range
  * @inode: the memory
- * @start: first index
+ * @start: first index; set to where it fails
  * @end: first index behind the range, within i_size
  *
  * Context: caller holds invalidate_lock.  May sleep; a signal ends it.
- * Return: 0, -EINTR or -ENOMEM.  Pages allocated before an error remain: they
- *         hold no content, so the range still reads the same.
+ * Return: 0, -EINTR, or what gmem_block_get_folio() returns.  Pages allocated before
+ *         an error remain: they hold no content, so the range still reads the same.
  */
-int gmem_block_allocate(struct inode *inode, pgoff_t start, pgoff_t end);
+int gmem_block_allocate(struct inode *inode, pgoff_t *start, pgoff_t end);
+
+/**
+ * gmem_block_break_folio() - A page with a memory error is not part of its block
+ * @inode: the memory
+ * @folio: in @inode
+ *
+ * Context: caller holds the folio lock.  May sleep.
+ */
+void gmem_block_break_folio(struct inode *inode, struct folio *folio);
+
+/**
+ * struct gmem_block_counts - places with pages
+ * @whole: that have a block
+ * @broken: that have a part of one
+ * @base: that have base pages only
+ */
+struct gmem_block_counts {
+	unsigned long whole, broken, base;
+};
+
+/**
+ * gmem_block_count() - Count blocks
+ * @inode: the memory
+ * @counts: where to
+ *
+ * Context: may sleep.  A fatal signal ends it early.  What changes meanwhile is
+ *          counted either way.
+ */
+void gmem_block_count(struct inode *inode, struct gmem_block_counts *counts);
 
 /**
  * gmem_block_free() - Give the pages of a range up, with their content

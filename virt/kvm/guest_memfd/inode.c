@@ -71,8 +71,8 @@ static const struct inode_operations gmem_iops = {
 	.setattr = gmem_setattr,
 };
 
-struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place,
-				struct kvm *kvm)
+struct inode *gmem_inode_create(loff_t size, u64 flags, unsigned int block_order,
+				bool in_place, struct kvm *kvm)
 {
 	bool shared = flags & GUEST_MEMFD_FLAG_INIT_SHARED;
 	pgoff_t nr_pages = size >> PAGE_SHIFT;
@@ -86,6 +86,7 @@ struct inode *gmem_inode_create(loff_t size, u64 flags, bool in_place,
 
 	gi = GMEM_I(inode);
 	gi->flags = flags;
+	gi->block_order = block_order;
 	gi->in_place = in_place;
 	gi->owner = kvm_arch_gmem_owns_pages(kvm) ? kvm : NULL;
 	gi->nr_private = shared ? 0 : nr_pages;
@@ -172,10 +173,14 @@ static struct file_system_type gmem_fs_type = {
 static void gmem_construct_inode(void *object)
 {
 	struct gmem_inode *gi = object;
+	unsigned int i;
 
 	inode_init_once(&gi->vfs_inode);
 	mutex_init(&gi->bind_lock);
+	mutex_init(&gi->block_lock);
 	mutex_init(&gi->own_lock);
+	for (i = 0; i < GMEM_NR_FILL_LOCKS; i++)
+		mutex_init(&gi->fill_lock[i]);
 	INIT_LIST_HEAD(&gi->files);
 }
 

@@ -26,6 +26,9 @@ static void gmem_check_mapped(struct inode *inode, pgoff_t first, pgoff_t last)
 	struct folio *folio;
 	unsigned long index;
 
+	if (!GMEM_I(inode)->owner)
+		return;
+
 	guard(rcu)();
 	xa_for_each_range(&inode->i_mapping->i_pages, index, folio, first, last) {
 		/* Core-mm does not map these. */
@@ -86,10 +89,12 @@ static vm_fault_t gmem_fault(struct vm_fault *vmf)
 	struct inode *inode = file_inode(vmf->vma->vm_file);
 	struct folio *folio;
 	vm_fault_t ret;
+	int err;
 
 	if (vmf->pgoff >= gmem_nr_pages(inode))
 		return VM_FAULT_SIGBUS;
 
+retry:
 	filemap_invalidate_lock_shared(inode->i_mapping);
 
 	ret = gmem_map_around(vmf, inode);
@@ -97,6 +102,14 @@ static vm_fault_t gmem_fault(struct vm_fault *vmf)
 		goto out_unlock;
 
 	folio = gmem_block_get_folio(inode, vmf->pgoff);
+	if (folio == ERR_PTR(-ENODATA)) {
+		filemap_invalidate_unlock_shared(inode->i_mapping);
+		err = gmem_block_fill(inode, vmf->pgoff, false);
+		if (!err)
+			goto retry;
+		/* Whoever is being killed need not know why. */
+		return err == -EINTR ? VM_FAULT_NOPAGE : vmf_error(err);
+	}
 	if (IS_ERR(folio)) {
 		ret = vmf_error(PTR_ERR(folio));
 		goto out_unlock;

@@ -17,9 +17,10 @@
  *   leak    Keep a run from being freed, for ever.
  *
  * O1  A page is owned from when it is present, private and bound, in whatever
- *     order these come true, until it is shared or freed.  If it could not be taken
- *     then, because of an error or because the VM cannot own pages yet, the next
- *     guest fault on it takes it.
+ *     order these come true, until it is shared or freed.  If it was not taken then,
+ *     because of an error, because the VM cannot own pages yet, or because a user
+ *     fault on a shared page has brought the block of both, the next guest fault on
+ *     it takes it.
  * O2  An absent page is not owned, nor is a shared one.
  * O3  All owned pages have claims.
  * O4  A page with a memory error is not touched: no hook gets it.  If it is owned,
@@ -214,17 +215,25 @@ static void gmem_init_run(const struct gmem_run *run)
 /* Zero pages that are going to be taken: not under own_lock, for it takes long. */
 static void gmem_init_private(struct inode *inode, pgoff_t start, pgoff_t end)
 {
+	const struct gmem_state *st = &GMEM_I(inode)->state;
 	struct folio_batch batch;
+	unsigned long bits;
+	pgoff_t next;
 	unsigned int i;
 
 	folio_batch_init(&batch);
-	while (filemap_get_folios(inode->i_mapping, &start, end - 1, &batch)) {
-		for (i = 0; i < folio_batch_count(&batch); i++) {
-			if (gmem_is_private(inode, batch.folios[i]->index))
+	for (; start < end; start = next) {
+		next = min(gmem_state_run(st, start, GMEM_PRIVATE | GMEM_BLOCK, &bits), end);
+		/* Blocks were zeroed when they were new. */
+		if (bits != GMEM_PRIVATE)
+			continue;
+
+		while (filemap_get_folios(inode->i_mapping, &start, next - 1, &batch)) {
+			for (i = 0; i < folio_batch_count(&batch); i++)
 				gmem_init_folio(batch.folios[i]);
+			folio_batch_release(&batch);
+			cond_resched();
 		}
-		folio_batch_release(&batch);
-		cond_resched();
 	}
 }
 
@@ -478,6 +487,7 @@ int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
 
 int __gmem_own_page(struct inode *inode, pgoff_t index)
 {
+	pgoff_t nr = BIT(gmem_block_order(inode, index)), start = round_down(index, nr);
 	struct gmem_inode *gi = GMEM_I(inode);
 	int ret;
 
@@ -485,7 +495,8 @@ int __gmem_own_page(struct inode *inode, pgoff_t index)
 	if (!kvm_arch_gmem_can_own(gi->owner))
 		return -EIO;
 
-	ret = gmem_own_pages(inode, index, index + 1);
+	/* What comes as a block changes hands as one. */
+	ret = gmem_own_pages(inode, start, start + nr);
 	/* If it is not owned for all that, it has got a memory error meanwhile (O4). */
 	if (!ret && !gmem_state_get(&gi->state, index, GMEM_OWNED, NULL))
 		ret = -EHWPOISON;

@@ -54,6 +54,23 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 	return gmem_own_end_populate(inode, index, &change, ret);
 }
 
+/* Return -ENODATA to be called again. */
+static int gmem_populate_gfn(struct kvm *kvm, struct kvm_memory_slot *slot,
+			     struct file *file, gfn_t gfn, struct page *src,
+			     kvm_gmem_populate_cb post_populate, void *opaque)
+{
+	int ret;
+
+	filemap_invalidate_lock(file->f_mapping);
+	ret = gmem_populate_page(kvm, slot, file, gfn, src, post_populate, opaque);
+	filemap_invalidate_unlock(file->f_mapping);
+
+	if (ret == -ENODATA)
+		ret = gmem_block_fill(file_inode(file), gmem_gfn_to_index(slot, gfn),
+				      true) ?: -ENODATA;
+	return ret;
+}
+
 /* Get one page of the source, writable if the hook reports back through it. */
 static struct page *gmem_populate_source(void __user *src, bool writable)
 {
@@ -107,10 +124,10 @@ long kvm_gmem_populate(struct kvm *kvm, gfn_t start_gfn, void __user *src,
 			}
 		}
 
-		filemap_invalidate_lock(file->f_mapping);
-		ret = gmem_populate_page(kvm, slot, file, start_gfn + done, page,
-					 post_populate, opaque);
-		filemap_invalidate_unlock(file->f_mapping);
+		do {
+			ret = gmem_populate_gfn(kvm, slot, file, start_gfn + done, page,
+						post_populate, opaque);
+		} while (ret == -ENODATA);
 
 		if (page)
 			put_page(page);

@@ -14,8 +14,10 @@
 #define GMEM_PRIVATE		BIT(0)
 /* The architecture's hook has made the page the guest's. */
 #define GMEM_OWNED		BIT(1)
+/* The page is memory of the block that was allocated for its place, see block.c. */
+#define GMEM_BLOCK		BIT(2)
 
-#define GMEM_STATE_NR_BITS	2
+#define GMEM_STATE_NR_BITS	3
 
 /**
  * struct gmem_state - GMEM_* of every index of an inode

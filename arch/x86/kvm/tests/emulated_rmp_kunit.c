@@ -15,6 +15,7 @@
 #define VM2	8
 #define GFN	(16 * BLOCK)
 #define PFN	(32 * BLOCK)
+#define GIB	KVM_PAGES_PER_HPAGE(PG_LEVEL_1G)
 
 /* Pages that the model knows, and VMs. */
 #define MODEL_PAGES	(4 * BLOCK)
@@ -47,23 +48,31 @@ static unsigned long value(u32 vm, gfn_t gfn, unsigned long flags)
 static void check_table(struct kunit *test)
 {
 	struct emulated_rmp *rmp = test->priv;
+	unsigned long pfn, block = -1, first = 0, in_order = 0, v;
 	long owned = 0, owned_2m = 0, leaked = 0;
-	unsigned long pfn, first, v;
 	void *entry;
 
 	xa_for_each(&rmp->entries, pfn, entry) {
 		v = xa_to_value(entry);
+		if (block != round_down(pfn, BLOCK)) {
+			block = round_down(pfn, BLOCK);
+			first = rmp_get(rmp, block);
+			in_order = 0;
+		}
 		if (v & ENTRY_LEAKED) {
 			KUNIT_EXPECT_FALSE(test, v & ENTRY_2M);
 			leaked++;
 			continue;
 		}
 		owned++;
+		in_order += v == first + in_order;
 		if (v & ENTRY_2M) {
-			first = rmp_get(rmp, round_down(pfn, BLOCK));
 			KUNIT_EXPECT_EQ(test, v, first + pfn % BLOCK);
 			KUNIT_EXPECT_TRUE(test, IS_ALIGNED(FIELD_GET(ENTRY_GFN, first), BLOCK));
 			owned_2m++;
+		} else {
+			KUNIT_EXPECT_FALSE(test, in_order == BLOCK &&
+					   IS_ALIGNED(FIELD_GET(ENTRY_GFN, first), BLOCK));
 		}
 	}
 	KUNIT_EXPECT_EQ(test, owned, counter(test, OWNED));
@@ -156,10 +165,9 @@ static void only_aligned_blocks_are_huge(struct kunit *test)
 		{ GFN, PFN, BLOCK, true },
 		{ GFN, PFN, BLOCK - 1 },
 		{ GFN + 1, PFN, BLOCK },
-		{ GFN, PFN + 1, BLOCK },
-		{ GFN + 1, PFN + 1, BLOCK },
+		{ GFN + 1, PFN + 1, BLOCK - 1 },
+		{ GFN, PFN + 1, BLOCK - 1 },
 		{ GFN, PFN, 1 },
-		{ GFN, PFN, 2 * BLOCK },
 		{ 0, PFN, BLOCK, true },
 		{ BIT(40) - BLOCK, PFN, BLOCK, true },
 	};
@@ -175,6 +183,7 @@ static void only_aligned_blocks_are_huge(struct kunit *test)
 		expect_only(test, 0, 0, 0);
 	}
 	KUNIT_EXPECT_EQ(test, counter(test, PSMASH), 0);
+	KUNIT_EXPECT_EQ(test, counter(test, MERGED), 0);
 }
 
 /* What is allowed is elsewhere: each of these fails, and changes nothing. */
@@ -259,6 +268,111 @@ static void a_part_splits(struct kunit *test)
 	}
 }
 
+/* The whole of it is there with the last part, whichever that is, again and again. */
+static void parts_are_merged(struct kunit *test)
+{
+	static const struct {
+		kvm_pfn_t start, nr;
+	} last[] = {
+		{ 0, 1 }, { 1, 1 }, { 300, 7 }, { BLOCK - 1, 1 },
+		{ 0, BLOCK - 1 }, { 1, BLOCK - 1 },
+	};
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(last); i++) {
+		kvm_pfn_t start = last[i].start, end = start + last[i].nr;
+
+		if (start)
+			own(test, VM, GFN, PFN, start);
+		if (end < BLOCK)
+			own(test, VM, GFN + end, PFN + end, BLOCK - end);
+		KUNIT_EXPECT_EQ(test, counter(test, OWNED_2M), 0);
+		own(test, VM, GFN + start, PFN + start, end - start);
+		expect_only(test, PFN, BLOCK, value(VM, GFN, ENTRY_2M));
+		KUNIT_EXPECT_EQ(test, counter(test, OWNED_2M), 1);
+		KUNIT_EXPECT_EQ(test, counter(test, MERGED), 2 * i + 1);
+
+		KUNIT_EXPECT_EQ(test, share(test, VM, GFN + start, PFN + start, end - start), 0);
+		KUNIT_EXPECT_EQ(test, counter(test, OWNED_2M), 0);
+		KUNIT_EXPECT_EQ(test, counter(test, PSMASH), i + 1);
+		own(test, VM, GFN + start, PFN + start, end - start);
+		expect_only(test, PFN, BLOCK, value(VM, GFN, ENTRY_2M));
+		KUNIT_EXPECT_EQ(test, counter(test, MERGED), 2 * i + 2);
+
+		/* As good as one that has never been in parts. */
+		KUNIT_EXPECT_EQ(test, reclaim(test, VM, PFN, BLOCK), 0);
+		expect_only(test, 0, 0, 0);
+		KUNIT_EXPECT_EQ(test, counter(test, PSMASH), i + 1);
+	}
+}
+
+/* All pages are there, but the one that comes last does not go with the others. */
+static void others_are_not_merged(struct kunit *test)
+{
+	static const kvm_pfn_t last[] = { 0, 1, 100, BLOCK - 2, BLOCK - 1 };
+	static const struct {
+		u32 vm;
+		int gfn;
+	} others[] = {
+		{ VM2, 0 }, { VM, 1 }, { VM, -1 }, { VM, BLOCK }, { VM, -(int)BLOCK },
+	};
+	int i, j;
+
+	for (i = 0; i < ARRAY_SIZE(last); i++) {
+		kvm_pfn_t at = last[i];
+
+		if (at)
+			own(test, VM, GFN, PFN, at);
+		if (at < BLOCK - 1)
+			own(test, VM, GFN + at + 1, PFN + at + 1, BLOCK - 1 - at);
+		for (j = 0; j < ARRAY_SIZE(others); j++) {
+			own(test, others[j].vm, GFN + at + others[j].gfn, PFN + at, 1);
+			KUNIT_EXPECT_EQ(test, counter(test, OWNED), BLOCK);
+			KUNIT_EXPECT_EQ(test, counter(test, OWNED_2M), 0);
+			check_table(test);
+			KUNIT_EXPECT_EQ(test, reclaim(test, others[j].vm, PFN + at, 1), 0);
+		}
+		KUNIT_EXPECT_EQ(test, counter(test, MERGED), i);
+
+		own(test, VM, GFN + at, PFN + at, 1);
+		expect_only(test, PFN, BLOCK, value(VM, GFN, ENTRY_2M));
+		KUNIT_EXPECT_EQ(test, reclaim(test, VM, PFN, BLOCK), 0);
+	}
+}
+
+static void unaligned_gfns_are_not_merged(struct kunit *test)
+{
+	own(test, VM, GFN + 1, PFN, BLOCK - 1);
+	own(test, VM, GFN + BLOCK, PFN + BLOCK - 1, 1);
+	expect_only(test, PFN, BLOCK, value(VM, GFN + 1, 0));
+	KUNIT_EXPECT_EQ(test, reclaim(test, VM, PFN, BLOCK), 0);
+
+	/* Nor 512 pages that are in order, and aligned in gfn alone. */
+	own(test, VM, GFN, PFN + 1, BLOCK - 1);
+	own(test, VM, GFN + BLOCK - 1, PFN + BLOCK, 1);
+	expect_only(test, PFN + 1, BLOCK, value(VM, GFN, 0));
+	KUNIT_EXPECT_EQ(test, counter(test, MERGED), 0);
+}
+
+static void leaked_is_not_merged(struct kunit *test)
+{
+	static const kvm_pfn_t leaked[] = { 0, 100, BLOCK - 1 };
+	struct emulated_rmp *rmp = test->priv;
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(leaked); i++) {
+		kvm_pfn_t pfn = PFN + i * BLOCK;
+
+		own(test, VM, GFN, pfn, BLOCK);
+		rmp_leak(rmp, pfn + leaked[i], 1);
+		KUNIT_EXPECT_EQ(test, share(test, VM, GFN + 50, pfn + 50, 1), 0);
+		own(test, VM, GFN + 50, pfn + 50, 1);
+		KUNIT_EXPECT_EQ(test, counter(test, OWNED_2M), 0);
+		check_table(test);
+	}
+	KUNIT_EXPECT_EQ(test, counter(test, MERGED), 0);
+}
+
 static void a_range_splits_at_its_ends(struct kunit *test)
 {
 	int i;
@@ -328,6 +442,15 @@ static void the_guest_maps_what_it_owns(struct kunit *test)
 	own(test, VM2, GFN, PFN + 3 * BLOCK - 1, 1);
 	expect_refused(test, V_GUEST_MAP, rmp_check_map(rmp, VM, GFN, PFN + 2 * BLOCK,
 							PG_LEVEL_2M, false));
+
+	/* What is shared has no level, what is private none above 2 MiB. */
+	KUNIT_EXPECT_EQ(test, rmp_check_map(rmp, VM, GIB, GIB, PG_LEVEL_1G, false), 0);
+	own(test, VM2, GFN, 2 * GIB - 1, 1);
+	expect_refused(test, V_GUEST_MAP, rmp_check_map(rmp, VM, GIB, GIB, PG_LEVEL_1G, false));
+	own(test, VM, 2 * GIB, 2 * GIB, BLOCK);
+	own(test, VM, 2 * GIB + BLOCK, 2 * GIB + BLOCK, BLOCK);
+	expect_refused(test, V_LEVEL,
+		       rmp_check_map(rmp, VM, 2 * GIB, 2 * GIB, PG_LEVEL_1G, true));
 }
 
 static void the_host_uses_what_it_owns(struct kunit *test)
@@ -401,6 +524,23 @@ static void references_are_in_the_way(struct kunit *test)
 	__free_page(page);
 }
 
+static void model_merge(struct rmp_model *m, unsigned long first)
+{
+	u32 vm = FIELD_GET(ENTRY_VM, m->entry[first]);
+	gfn_t gfn = FIELD_GET(ENTRY_GFN, m->entry[first]);
+	unsigned long i;
+
+	if (!vm || gfn % BLOCK)
+		return;
+	for (i = 0; i < BLOCK; i++) {
+		if (m->entry[first + i] != value(vm, gfn + i, 0))
+			return;
+	}
+	for (i = 0; i < BLOCK; i++)
+		m->entry[first + i] |= ENTRY_2M;
+	m->counters[MERGED]++;
+}
+
 /* What an operation does to the model: 0, or the kind of violation. */
 static int model_assign(struct rmp_model *m, u32 vm, gfn_t gfn, unsigned long at,
 			unsigned long nr)
@@ -416,6 +556,8 @@ static int model_assign(struct rmp_model *m, u32 vm, gfn_t gfn, unsigned long at
 		m->entry[at + i] = value(vm, gfn + i, huge ? ENTRY_2M : 0);
 	m->counters[MAKE_PRIVATE]++;
 	m->counters[MAKE_PRIVATE_PAGES] += nr;
+	if (!huge)
+		model_merge(m, round_down(at, BLOCK));
 	return 0;
 }
 
@@ -465,6 +607,18 @@ static void model_leak(struct rmp_model *m, unsigned long at, unsigned long nr)
 	}
 }
 
+/* Find something that can be assigned, close to @at; return how much it is. */
+static unsigned long model_hole(const struct rmp_model *m, unsigned long *at)
+{
+	unsigned long nr;
+
+	while (m->entry[*at] && (*at + 1) % BLOCK)
+		++*at;
+	for (nr = 1; (*at + nr) % BLOCK && !m->entry[*at + nr]; nr++)
+		;
+	return nr;
+}
+
 /* Return whether table and model agree, after one operation on both. */
 static bool model_step(struct rmp_model *m, struct emulated_rmp *rmp, struct rnd_state *rnd)
 {
@@ -480,9 +634,16 @@ static bool model_step(struct rmp_model *m, struct emulated_rmp *rmp, struct rnd
 		nr = BLOCK;
 	}
 	nr = min(nr, MODEL_PAGES - at);
+	if (op < 14) {
+		nr = min(nr, BLOCK - at % BLOCK);
+		if (prandom_u32_state(rnd) % 2)
+			nr = model_hole(m, &at);
+	}
 	gfn = GFN + at + !(prandom_u32_state(rnd) % 8);
 	if (prandom_u32_state(rnd) % 4 && m->entry[at])
 		vm = FIELD_GET(ENTRY_VM, m->entry[at]);
+	else if (prandom_u32_state(rnd) % 4 && m->entry[round_down(at, BLOCK)])
+		vm = FIELD_GET(ENTRY_VM, m->entry[round_down(at, BLOCK)]);
 
 	if (op < 14) {
 		kind = model_assign(m, vm, gfn, at, nr);
@@ -584,6 +745,10 @@ static struct kunit_case emulated_rmp_cases[] = {
 	KUNIT_CASE(forbidden_is_refused),
 	KUNIT_CASE(all_or_nothing),
 	KUNIT_CASE(a_part_splits),
+	KUNIT_CASE(parts_are_merged),
+	KUNIT_CASE(others_are_not_merged),
+	KUNIT_CASE(unaligned_gfns_are_not_merged),
+	KUNIT_CASE(leaked_is_not_merged),
 	KUNIT_CASE(a_range_splits_at_its_ends),
 	KUNIT_CASE(leaked_stays),
 	KUNIT_CASE(the_guest_maps_what_it_owns),

@@ -114,7 +114,7 @@ mutant leaf-outside-rcu \
 	's/(word = word_find\(.*index, &span\);\n)/$1rcu_read_unlock(); rcu_read_lock();\n/'
 
 # S3
-mutant no-tail 's/if \(end == st->nr_pages\)/if (0)/'
+mutant no-tail 's/if \(c->end == st->nr_pages\)/if (0)/'
 
 # Ranges
 mutant last-word-missed 's/(i <= )(\(end - 1\) >> part; i\+\+)/i < $2/'
@@ -136,5 +136,7 @@ mutant prepare-writes 's/(gmem_state_abort\(c\);\n)(\t\t\treturn -ENOMEM)/$1
 	$2/'
 mutant failure-leaks 's/\t\t\tgmem_state_abort\(c\);\n(\t\t\treturn -ENOMEM)/$1/'
 mutant not-charged 's/GFP_KERNEL_ACCOUNT/GFP_KERNEL/'
+mutant set-may-fail 's/= __GFP_NOFAIL/= 0/'
+mutant set-keeps-reserve 's/prepare\(st, &c\);\n\tgmem_state_commit/gmem_state_commit/'
 
 exit $missed

@@ -105,8 +105,6 @@ TEST_F(bind, errors)
 		{ "kernel address",	gm, GPA, 4 * p, -4 * p, fd, 0, EINVAL },
 
 		{ "read-only",		gm | KVM_MEM_READONLY, GPA, 4 * p, 0, fd, 0, EINVAL },
-		{ "dirty log",		gm | KVM_MEM_LOG_DIRTY_PAGES, GPA, 4 * p, 0, fd, 0,
-					EINVAL },
 		{ "unknown flag",	gm | BIT(3), GPA, 4 * p, 0, fd, 0, EINVAL },
 		{ "last flag",		gm | BIT(31), GPA, 4 * p, 0, fd, 0, EINVAL },
 	};
@@ -209,8 +207,10 @@ TEST_F(bind, immutable)
 		{ "no file",		0, GPA, 4 * p, 0, 0, 0 },
 		{ "moved, no file",	0, GPA + SZ_1G, 4 * p, 0, 0, 0 },
 		{ "logged, no file",	KVM_MEM_LOG_DIRTY_PAGES, GPA, 4 * p, 0, 0, 0 },
-		{ "logged",		gm | KVM_MEM_LOG_DIRTY_PAGES, GPA, 4 * p, 0,
-					self->fd, 4 * p },
+		{ "logged, other pages", gm | KVM_MEM_LOG_DIRTY_PAGES, GPA, 4 * p, 0,
+					self->fd, 8 * p },
+		{ "logged, other file",	gm | KVM_MEM_LOG_DIRTY_PAGES, GPA, 4 * p, 0,
+					other, 4 * p },
 		{ "read-only",		gm | KVM_MEM_READONLY, GPA, 4 * p, 0,
 					self->fd, 4 * p },
 	};

@@ -21,8 +21,8 @@
 
 #include <linux/sizes.h>
 #include <linux/stddef.h>
-#include <io_uring/mini_liburing.h>
 
+#include "guest_memfd_hold.h"
 #include "guest_memfd_util.h"
 #include "processor.h"
 
@@ -1733,40 +1733,6 @@ TEST_F(shared, system_calls)
 	close(pipefd[1]);
 }
 
-/* False if the kernel has no io_uring, or none for this user. */
-static bool ring_init(struct io_uring *ring)
-{
-	return !io_uring_queue_init(4, ring, 0);
-}
-
-/* One operation from or to memory; returns what read() or write() would, or -errno. */
-static int ring_rw(struct io_uring *ring, int op, int fd, void *addr, unsigned int len)
-{
-	struct io_uring_sqe *sqe = io_uring_get_sqe(ring);
-	struct io_uring_cqe *cqe;
-	int ret;
-
-	TEST_ASSERT(sqe, "io_uring: no room");
-	memset(sqe, 0, sizeof(*sqe));
-	sqe->opcode = op;
-	sqe->fd = fd;
-	sqe->addr = (u64)addr;
-	sqe->len = len;
-
-	ret = io_uring_submit(ring);
-	TEST_ASSERT(ret == 1, "io_uring_submit: %d", ret);
-	ret = io_uring_wait_cqe(ring, &cqe);
-	TEST_ASSERT(!ret, "io_uring_wait_cqe: %d", ret);
-	ret = cqe->res;
-	io_uring_cqe_seen(ring);
-	return ret;
-}
-
-static int ring_unregister(struct io_uring *ring)
-{
-	return syscall(__NR_io_uring_register, ring->ring_fd, IORING_UNREGISTER_BUFFERS, NULL, 0);
-}
-
 TEST_F(shared, io_uring)
 {
 	struct gmodel *m = &self->m;
@@ -1931,14 +1897,6 @@ TEST_F(shared, at_once_whoever_it_was)
 	close(pipefd[1]);
 }
 
-/* Somebody who holds a page: a pipe, or a ring with a registered buffer. */
-struct holder {
-	bool uring;
-	bool holds;
-	int pipe[2];
-	struct io_uring ring;
-};
-
 FIXTURE(held)
 {
 	struct gmodel m;
@@ -1959,44 +1917,6 @@ FIXTURE_VARIANT_ADD(held, fixed_buffer)
 {
 	.uring = true,
 };
-
-static bool holder_init(struct holder *h, bool uring)
-{
-	h->uring = uring;
-	TEST_ASSERT(!pipe(h->pipe), "pipe() failed");
-	return !uring || ring_init(&h->ring);
-}
-
-static void hold(struct __test_metadata *_metadata, struct holder *h, void *addr, int size)
-{
-	struct iovec iov = { .iov_base = addr, .iov_len = size };
-	int ret;
-
-	if (h->uring)
-		ret = io_uring_register_buffers(&h->ring, &iov, 1);
-	else
-		ret = vmsplice(h->pipe[1], &iov, 1, 0);
-	ASSERT_EQ(h->uring ? 0 : size, ret) TH_LOG("%s", strerror(errno));
-	h->holds = true;
-}
-
-/*
- * Let go, having looked once more: returns the first word of what is held.
- * Reading the pipe is both; of a registered buffer the ring writes a copy.
- */
-static u64 let_go(struct __test_metadata *_metadata, struct holder *h, void *addr, int size)
-{
-	u64 words[4] = {};
-
-	ASSERT_LE(size, (int)sizeof(words));
-	if (h->uring)
-		ASSERT_EQ(size, ring_rw(&h->ring, IORING_OP_WRITE_FIXED, h->pipe[1], addr, size));
-	ASSERT_EQ(size, read(h->pipe[0], words, size));
-	if (h->uring)
-		ASSERT_WORKS(ring_unregister(&h->ring));
-	h->holds = false;
-	return words[0];
-}
 
 FIXTURE_SETUP(held)
 {

@@ -26,67 +26,13 @@
 #define SLOT		10
 #define GPA		SZ_4G
 
-#define CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
-#define UNPOISON_PFN	"/sys/kernel/debug/hwpoison/unpoison-pfn"
 #define SOFT_OFFLINE	"/sys/devices/system/memory/soft_offline_page"
 
 static size_t page_size;
 
-/* The page frame behind an address, 0 if there is none. */
-static u64 pfn_of(const void *addr)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY);
-	u64 entry = 0;
-
-	TEST_ASSERT(fd >= 0, "pagemap: errno %d", errno);
-	TEST_ASSERT(pread(fd, &entry, sizeof(entry),
-			  (u64)addr / page_size * sizeof(entry)) == sizeof(entry),
-		    "pagemap: errno %d", errno);
-	close(fd);
-
-	return entry & BIT(63) ? entry & GENMASK(54, 0) : 0;
-}
-
-static int write_number(const char *path, u64 number)
-{
-	char text[32];
-
-	snprintf(text, sizeof(text), "%#lx", (unsigned long)number);
-	return gmem_write_file(path, text);
-}
-
-/* The last reference may take a moment to go. */
-static int unpoison(u64 pfn)
-{
-	int i, ret;
-
-	for (i = 0; i < 100; i++) {
-		ret = write_number(UNPOISON_PFN, pfn);
-		if (ret != -EBUSY)
-			break;
-		usleep(10000);
-	}
-	return ret;
-}
-
-/* What the kernel counts as lost, in KiB. */
-static long hardware_corrupted(void)
-{
-	FILE *f = fopen("/proc/meminfo", "r");
-	char line[128];
-	long size = -1;
-
-	TEST_ASSERT(f, "/proc/meminfo: errno %d", errno);
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "HardwareCorrupted: %ld kB", &size) == 1)
-			break;
-	fclose(f);
-	return size;
-}
-
 static bool can_unpoison(void)
 {
-	return !access(UNPOISON_PFN, W_OK);
+	return !access(GMEM_UNPOISON_PFN, W_OK);
 }
 
 /* A file that the host has mapped and a VM with two vCPUs has in a slot. */
@@ -134,7 +80,7 @@ static void gpoison_setup(struct gpoison *g, unsigned long type, bool dirty)
 	const struct vm_shape shape = { .mode = VM_MODE_DEFAULT, .type = type };
 	int i;
 
-	g->lost = hardware_corrupted();
+	g->lost = gmem_hardware_corrupted();
 	g->leaked = gmem_rmp_counter("leaked");
 	g->vm = __vm_create_with_vcpus(shape, 2, 1, gmem_guest_code, g->vcpus);
 	gmem_catch_sigbus();
@@ -151,7 +97,7 @@ static void gpoison_setup(struct gpoison *g, unsigned long type, bool dirty)
 		if (i != BAD || dirty)
 			memset(g->mem + i * page_size, pattern(i), page_size);
 	g->token = READ_ONCE(*(u64 *)bad_page(g));
-	g->pfn = pfn_of(bad_page(g));
+	g->pfn = gmem_pfn(bad_page(g));
 	TEST_ASSERT(g->pfn, "no page frame number: is this root?");
 }
 
@@ -175,9 +121,9 @@ static void gpoison_teardown(struct __test_metadata *_metadata, struct gpoison *
 
 	/* Else it is nobody's now, and the system has all of its memory. */
 	if (g->poisoned)
-		EXPECT_EQ(0, unpoison(g->pfn)) TH_LOG("page %#lx stays lost",
-						      (unsigned long)g->pfn);
-	EXPECT_EQ(g->lost, hardware_corrupted());
+		EXPECT_EQ(0, gmem_unpoison(g->pfn))
+			TH_LOG("page %#lx stays lost", (unsigned long)g->pfn);
+	EXPECT_EQ(g->lost, gmem_hardware_corrupted());
 }
 
 static bool may_break_memory(void)
@@ -235,8 +181,8 @@ FIXTURE_SETUP(poison)
 {
 	if (!may_break_memory())
 		SKIP(return, WHY_NOT);
-	if (!variant->madvise && access(CORRUPT_PFN, W_OK))
-		SKIP(return, "needs " CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
+	if (!variant->madvise && access(GMEM_CORRUPT_PFN, W_OK))
+		SKIP(return, "needs " GMEM_CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
 
 	gpoison_setup(&self->g, 0, variant->dirty);
 }
@@ -271,7 +217,7 @@ static int inject(struct __test_metadata *_metadata, struct gpoison *g,
 
 	if (variant->unmapped)
 		unmap_file(g);
-	ret = write_number(CORRUPT_PFN, g->pfn);
+	ret = gmem_break_pfn(g->pfn);
 	if (variant->unmapped)
 		map_file(g);
 	return ret;
@@ -311,8 +257,8 @@ TEST_F(poison, report_is_handled)
 {
 	EXPECT_EQ(0, inject(_metadata, &self->g, variant))
 		TH_LOG("memory_failure() says that it failed");
-	if (hardware_corrupted() >= 0)
-		EXPECT_EQ(self->g.lost + page_size / SZ_1K, hardware_corrupted());
+	if (gmem_hardware_corrupted() >= 0)
+		EXPECT_EQ(self->g.lost + page_size / SZ_1K, gmem_hardware_corrupted());
 }
 
 /* Through the mapping that was there, through a new one, and another. */
@@ -411,7 +357,7 @@ TEST_F(poison, hole_heals)
 	EXPECT_WORKS(fallocate(g->fd, GMEM_PUNCH, BAD * page_size, page_size));
 	ASSERT_EQ(0, gmem_touch_read(bad_page(g)));
 	EXPECT_TRUE(gmem_is_filled(bad_page(g), 0, page_size));
-	EXPECT_NE(g->pfn, pfn_of(bad_page(g)));
+	EXPECT_NE(g->pfn, gmem_pfn(bad_page(g)));
 	memset(bad_page(g), pattern(BAD), page_size);
 	EXPECT_TRUE(gmem_is_filled(bad_page(g), pattern(BAD), page_size));
 	expect_neighbours_well(_metadata, g);
@@ -461,8 +407,8 @@ FIXTURE_SETUP(converted)
 
 	if (!may_break_memory())
 		SKIP(return, WHY_NOT);
-	if (access(CORRUPT_PFN, W_OK))
-		SKIP(return, "needs " CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
+	if (access(GMEM_CORRUPT_PFN, W_OK))
+		SKIP(return, "needs " GMEM_CORRUPT_PFN " (CONFIG_HWPOISON_INJECT, debugfs)");
 #ifdef __x86_64__
 	if (variant->protected) {
 		type = KVM_X86_SW_PROTECTED_VM;
@@ -504,7 +450,7 @@ TEST_F(converted, private_page)
 	EXPECT_EQ(0, count_poisoned(g));
 
 	g->poisoned = true;
-	EXPECT_EQ(0, write_number(CORRUPT_PFN, g->pfn));
+	EXPECT_EQ(0, gmem_break_pfn(g->pfn));
 	EXPECT_EQ(1, count_poisoned(g));
 	EXPECT_EQ(-EHWPOISON, gmem_guest_read(vcpu, gpa_of(BAD), &val));
 	EXPECT_EQ(self->exit_flags, vcpu->run->memory_fault.flags);
@@ -544,7 +490,7 @@ TEST_F(converted, shared_page)
 	ASSERT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_SHARED, NULL));
 	EXPECT_EQ(0, gmem_touch_write(bad_page(g), 1));
 	g->poisoned = true;
-	EXPECT_EQ(0, write_number(CORRUPT_PFN, g->pfn));
+	EXPECT_EQ(0, gmem_break_pfn(g->pfn));
 	EXPECT_WORKS(gmem_convert(g->fd, 0, g->size, GMEM_PRIVATE, NULL));
 	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(bad_page(g)));
 	EXPECT_EQ(-EHWPOISON, gmem_guest_read(g->vcpus[0], gpa_of(BAD), &val));
@@ -616,7 +562,7 @@ TEST_F(offline, contents_stay)
 		EXPECT_EQ(0, gmem_sigbus(madvise(bad_page(g), page_size, MADV_SOFT_OFFLINE)));
 	} else {
 		unmap_file(g);
-		write_number(SOFT_OFFLINE, g->pfn * page_size);
+		gmem_write_number(SOFT_OFFLINE, g->pfn * page_size);
 		map_file(g);
 	}
 
@@ -628,7 +574,7 @@ TEST_F(offline, contents_stay)
 	EXPECT_EQ(0x77, READ_ONCE(*(u64 *)bad_page(g)));
 
 	/* The kernel may have taken the page for bad; then it is not ours. */
-	g->poisoned = g->pfn != pfn_of(bad_page(g));
+	g->poisoned = g->pfn != gmem_pfn(bad_page(g));
 	memset(bad_page(g), pattern(BAD), page_size);
 	expect_neighbours_well(_metadata, g);
 }
@@ -649,8 +595,8 @@ FIXTURE_SETUP(race)
 	if (!may_break_memory())
 		SKIP(return, WHY_NOT);
 	if (!can_unpoison())
-		SKIP(return, "the pages would be lost: no " UNPOISON_PFN);
-	if (hardware_corrupted() != gmem_rmp_counter("leaked") * page_size / 1024)
+		SKIP(return, "the pages would be lost: no " GMEM_UNPOISON_PFN);
+	if (gmem_hardware_corrupted() != gmem_rmp_counter("leaked") * page_size / 1024)
 		SKIP(return, "there is broken memory, which is not to be mixed up with ours");
 
 	gpoison_setup(&self->g, 0, true);
@@ -714,7 +660,7 @@ static int unpoison_all(void)
 	while ((len = pread(fd, flags, chunk, pfn * sizeof(u64))) > 0) {
 		for (i = 0; i < len / sizeof(u64); i++, pfn++)
 			if (flags[i] & BIT(KPF_HWPOISON))
-				failed += !!unpoison(pfn);
+				failed += !!gmem_unpoison(pfn);
 	}
 	free(flags);
 	close(fd);
@@ -741,7 +687,7 @@ TEST_F_TIMEOUT(race, errors_and_holes, 3 * RACE_SECONDS)
 	if (!joined)
 		kvm_pthread_join(breaker, NULL);
 
-	EXPECT_LT(g->lost, hardware_corrupted()) TH_LOG("not one error got through");
+	EXPECT_LT(g->lost, gmem_hardware_corrupted()) TH_LOG("not one error got through");
 	EXPECT_WORKS(fallocate(g->fd, GMEM_PUNCH, 0, g->size));
 	unmap_file(g);
 	EXPECT_EQ(g->leaked, unpoison_all());

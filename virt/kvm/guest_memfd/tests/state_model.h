@@ -22,7 +22,7 @@
 
 #define MODEL_MAX_CELLS	256
 #define MODEL_MAX_PAGES	(1UL << (63 - PAGE_SHIFT))
-#define MODEL_ALL_BITS	(GMEM_PRIVATE | GMEM_OWNED)
+#define MODEL_ALL_BITS	(BIT(GMEM_STATE_NR_BITS) - 1)
 /* The orders at which state.c splits are PMD_ORDER and multiples of this above. */
 #define MODEL_STEP	(PUD_ORDER - PMD_ORDER ?: PMD_ORDER)
 
@@ -328,6 +328,7 @@ static bool model_verify(struct gmem_model *m)
 		if (!model_get(m, m->cut[i], MODEL_ALL_BITS) ||
 		    !model_get(m, m->cut[i + 1] - 1, GMEM_PRIVATE) ||
 		    !model_get(m, m->cut[i + 1] - 1, GMEM_OWNED) ||
+		    !model_get(m, m->cut[i + 1] - 1, GMEM_OWNED | GMEM_BLOCK) ||
 		    !model_run(m, m->cut[i], MODEL_ALL_BITS))
 			return false;
 	}

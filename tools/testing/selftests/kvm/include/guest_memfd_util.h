@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What the guest_memfd tests share: checking errors, catching SIGBUS, asking
- * which pages of a file are present and which are private, conversion, and a
- * guest that reads and writes what the host tells it to.
+ * which pages of a file are present and which are private, conversion, memory
+ * errors, and a guest that reads and writes what the host tells it to.
  *
  * For use in kselftest_harness tests only.  TEST_ASSERT() is for the setup:
  * it turns a failure with errno == EACCES into a skip.  What a test is about
@@ -246,6 +246,16 @@ static inline bool gmem_fdinfo(const struct gmem_fdinfo *info, const char *key, 
 	return lines == 1 && good == 1;
 }
 
+/* The number in line @key of what /proc tells now, -1 if there is none. */
+static inline u64 gmem_fdinfo_val(int fd, const char *key)
+{
+	struct gmem_fdinfo info;
+	u64 val;
+
+	gmem_fdinfo_read(fd, &info);
+	return gmem_fdinfo(&info, key, &val) ? val : -1ull;
+}
+
 static inline int gmem_count_fds(void)
 {
 	DIR *dir = opendir("/proc/self/fd");
@@ -269,6 +279,80 @@ static inline int gmem_write_file(const char *path, const char *text)
 		ret = -errno;
 	close(fd);
 	return ret;
+}
+
+/* The page frames behind @nr pages of memory, 0 where nothing is mapped.  For root. */
+static inline void gmem_pfns(const void *addr, size_t nr, u64 *pfns)
+{
+	const u64 first = (u64)addr / getpagesize();
+	int fd = open("/proc/self/pagemap", O_RDONLY);
+	size_t done = 0;
+	ssize_t len;
+
+	TEST_ASSERT(fd >= 0, "pagemap: errno %d", errno);
+	while (done < nr) {
+		len = pread(fd, pfns + done, (nr - done) * sizeof(*pfns),
+			    (first + done) * sizeof(*pfns));
+		TEST_ASSERT(len > 0 && len % sizeof(*pfns) == 0, "pagemap: errno %d", errno);
+		for (len /= sizeof(*pfns); len; len--, done++)
+			pfns[done] &= pfns[done] & BIT_ULL(63) ? GENMASK_ULL(54, 0) : 0;
+	}
+	close(fd);
+}
+
+static inline u64 gmem_pfn(const void *addr)
+{
+	u64 pfn;
+
+	gmem_pfns(addr, 1, &pfn);
+	return pfn;
+}
+
+/* Memory errors, on demand. */
+#define GMEM_CORRUPT_PFN	"/sys/kernel/debug/hwpoison/corrupt-pfn"
+#define GMEM_UNPOISON_PFN	"/sys/kernel/debug/hwpoison/unpoison-pfn"
+
+static inline int gmem_write_number(const char *path, u64 number)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%#lx", (unsigned long)number);
+	return gmem_write_file(path, text);
+}
+
+/* What the kernel makes of an error in that page, 0 or -errno. */
+static inline int gmem_break_pfn(u64 pfn)
+{
+	return gmem_write_number(GMEM_CORRUPT_PFN, pfn);
+}
+
+/* The last reference may take a moment to go. */
+static inline int gmem_unpoison(u64 pfn)
+{
+	int i, ret;
+
+	for (i = 0; i < 100; i++) {
+		ret = gmem_write_number(GMEM_UNPOISON_PFN, pfn);
+		if (ret != -EBUSY)
+			break;
+		usleep(10000);
+	}
+	return ret;
+}
+
+/* What the kernel counts as lost, in KiB. */
+static inline long gmem_hardware_corrupted(void)
+{
+	FILE *f = fopen("/proc/meminfo", "r");
+	char line[128];
+	long size = -1;
+
+	TEST_ASSERT(f, "/proc/meminfo: errno %d", errno);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "HardwareCorrupted: %ld kB", &size) == 1)
+			break;
+	fclose(f);
+	return size;
 }
 
 /* Do software-protected VMs have an emulated RMP, and can this see it? */
@@ -320,12 +404,15 @@ static inline u64 gmem_rmp_verify(void)
 enum gmem_guest_op {
 	GMEM_GUEST_READ,
 	GMEM_GUEST_WRITE,
+	GMEM_GUEST_FILL,	/* words, @step bytes apart: @val, @val + @inc... */
+	GMEM_GUEST_CHECK,	/* the same; @val is how many are something else */
 };
 
 static struct gmem_guest_cmd {
 	u64 op;
 	u64 gva;
 	u64 val;
+	u64 nr, step, inc;
 } gmem_guest_cmd;
 
 static inline void gmem_guest_code(void)
@@ -334,11 +421,31 @@ static inline void gmem_guest_code(void)
 
 	for (;;) {
 		u64 *p = (u64 *)READ_ONCE(cmd->gva);
+		u64 val = READ_ONCE(cmd->val), bad = 0, i;
 
-		if (READ_ONCE(cmd->op) == GMEM_GUEST_WRITE)
-			WRITE_ONCE(*p, READ_ONCE(cmd->val));
-		else
+		switch (READ_ONCE(cmd->op)) {
+		case GMEM_GUEST_READ:
 			WRITE_ONCE(cmd->val, READ_ONCE(*p));
+			break;
+		case GMEM_GUEST_WRITE:
+			WRITE_ONCE(*p, val);
+			break;
+		case GMEM_GUEST_FILL:
+			for (i = 0; i < READ_ONCE(cmd->nr); i++) {
+				WRITE_ONCE(*p, val);
+				p = (void *)p + READ_ONCE(cmd->step);
+				val += READ_ONCE(cmd->inc);
+			}
+			break;
+		case GMEM_GUEST_CHECK:
+			for (i = 0; i < READ_ONCE(cmd->nr); i++) {
+				bad += READ_ONCE(*p) != val;
+				p = (void *)p + READ_ONCE(cmd->step);
+				val += READ_ONCE(cmd->inc);
+			}
+			WRITE_ONCE(cmd->val, bad);
+			break;
+		}
 		GUEST_SYNC(0);
 	}
 }
@@ -371,6 +478,27 @@ static inline int gmem_guest_read(struct kvm_vcpu *vcpu, u64 gva, u64 *val)
 	sync_global_to_guest(vcpu->vm, gmem_guest_cmd);
 	ret = gmem_guest_run(vcpu);
 	*val = gmem_guest_cmd.val;
+	return ret;
+}
+
+/* The guest writes @val, @val + 1 and so on to @nr words that are @step bytes apart. */
+static inline int gmem_guest_fill(struct kvm_vcpu *vcpu, u64 gva, u64 nr, u64 step, u64 val)
+{
+	gmem_guest_cmd = (struct gmem_guest_cmd) { GMEM_GUEST_FILL, gva, val, nr, step, 1 };
+	sync_global_to_guest(vcpu->vm, gmem_guest_cmd);
+	return gmem_guest_run(vcpu);
+}
+
+/* The guest counts in @bad how many of them are not @val, @val + @inc and so on. */
+static inline int gmem_guest_check(struct kvm_vcpu *vcpu, u64 gva, u64 nr, u64 step, u64 val,
+				   u64 inc, u64 *bad)
+{
+	int ret;
+
+	gmem_guest_cmd = (struct gmem_guest_cmd) { GMEM_GUEST_CHECK, gva, val, nr, step, inc };
+	sync_global_to_guest(vcpu->vm, gmem_guest_cmd);
+	ret = gmem_guest_run(vcpu);
+	*bad = ret ? nr : gmem_guest_cmd.val;
 	return ret;
 }
 
