@@ -103,15 +103,76 @@ static void expect_blocks(struct __test_metadata *_metadata, int fd, int line, u
 #define EXPECT_PRESENT(fd, nr)						\
 	EXPECT_EQ((u64)(nr), gmem_fdinfo_val(fd, "gmem-present"))
 
+static u64 *word_at(u8 *mem, unsigned int page)
+{
+	return (u64 *)(mem + offset_of(page));
+}
+
+/*
+ * The host walks through pages, up to one that it must not touch.  Static: SIGBUS
+ * does not restore where it was.
+ */
+static unsigned int host_at, host_bad;
+
+enum host_op {
+	HOST_LOOK,
+	HOST_FILL,	/* with what stands for each page */
+	HOST_FIND,	/* the same */
+	HOST_FIND_ZEROES,	/* in all of the page: this is what a block is zeroed for */
+};
+
+static void host_walks(u8 *mem, unsigned int first, unsigned int nr, enum host_op op)
+{
+	u64 *word;
+
+	host_bad = 0;
+	for (host_at = first; host_at < first + nr; host_at++) {
+		word = word_at(mem, host_at);
+		if (op == HOST_LOOK)
+			READ_ONCE(*word);
+		else if (op == HOST_FILL)
+			WRITE_ONCE(*word, TOKEN + host_at);
+		else if (op == HOST_FIND)
+			host_bad += READ_ONCE(*word) != TOKEN + host_at;
+		else
+			host_bad += !gmem_is_filled(word, 0, page_size);
+	}
+}
+
+static void expect_host(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
+			unsigned int nr, enum host_op op)
+{
+	const int code = gmem_sigbus(host_walks(mem, first, nr, op));
+
+	EXPECT_EQ(0, code) TH_LOG("page %u of %u, %u", host_at, first, nr);
+	EXPECT_EQ(0, host_bad) TH_LOG("of pages %u, %u", first, nr);
+}
+
+static void host_fills(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
+		       unsigned int nr)
+{
+	expect_host(_metadata, mem, first, nr, HOST_FILL);
+}
+
+static void host_finds(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
+		       unsigned int nr)
+{
+	expect_host(_metadata, mem, first, nr, HOST_FIND);
+}
+
+static void host_finds_zeroes(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
+			      unsigned int nr)
+{
+	expect_host(_metadata, mem, first, nr, HOST_FIND_ZEROES);
+}
+
 /* @nr pages, shared and mapped at @mem, are contiguous memory and aligned to that. */
-static void expect_block_at(struct __test_metadata *_metadata, const u8 *mem, unsigned int nr)
+static void expect_block_at(struct __test_metadata *_metadata, u8 *mem, unsigned int nr)
 {
 	u64 *pfns = malloc(nr * sizeof(*pfns));
 	unsigned int i, bad = 0;
 
-	for (i = 0; i < nr; i++)
-		bad += !!gmem_touch_read(mem + offset_of(i));
-	ASSERT_EQ(0, bad);
+	expect_host(_metadata, mem, 0, nr, HOST_LOOK);
 	gmem_pfns(mem, nr, pfns);
 	ASSERT_NE(0, pfns[0]) TH_LOG("no page frame numbers: is this root?");
 	EXPECT_EQ(0, pfns[0] % nr);
@@ -119,48 +180,6 @@ static void expect_block_at(struct __test_metadata *_metadata, const u8 *mem, un
 		bad += pfns[i] != pfns[0] + i;
 	EXPECT_EQ(0, bad);
 	free(pfns);
-}
-
-static u64 *word_at(u8 *mem, unsigned int page)
-{
-	return (u64 *)(mem + offset_of(page));
-}
-
-/* The host writes, or finds, what stands for each page. */
-static void host_fills(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
-		       unsigned int nr)
-{
-	unsigned int i, bad = 0;
-
-	for (i = first; i < first + nr; i++)
-		bad += !!gmem_sigbus(WRITE_ONCE(*word_at(mem, i), TOKEN + i));
-	ASSERT_EQ(0, bad);
-}
-
-static void host_finds(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
-		       unsigned int nr)
-{
-	unsigned int i, bad = 0;
-	u64 val;
-
-	for (i = first; i < first + nr; i++)
-		bad += gmem_sigbus(val = READ_ONCE(*word_at(mem, i))) || val != TOKEN + i;
-	EXPECT_EQ(0, bad) TH_LOG("of pages %u, %u", first, nr);
-}
-
-static void host_finds_zeroes(struct __test_metadata *_metadata, u8 *mem, unsigned int first,
-			      unsigned int nr)
-{
-	unsigned int i, bad = 0;
-	u64 *p;
-
-	/* All of it: this is what a block was zeroed for. */
-	for (p = word_at(mem, first); p < word_at(mem, first + nr); p += 4)
-		bad += !!(READ_ONCE(p[0]) | READ_ONCE(p[1]) | READ_ONCE(p[2]) | READ_ONCE(p[3]));
-	EXPECT_EQ(0, bad) TH_LOG("of pages %u, %u", first, nr);
-	for (i = first; i < first + nr; i++)
-		bad += !!gmem_touch_read(word_at(mem, i));
-	EXPECT_EQ(0, bad);
 }
 
 /*
@@ -221,7 +240,7 @@ static u64 free_huge_blocks(int of_node)
 }
 
 /* The sum of the lines of /proc/vmstat that begin with @prefix. */
-static u64 vmstat(const char *prefix)
+static u64 sum_vmstat(const char *prefix)
 {
 	FILE *f = fopen("/proc/vmstat", "r");
 	char line[128], *val;
@@ -375,7 +394,8 @@ TEST_F(create, sizes)
 			EXPECT_EQ(block, gmem_fdinfo_val(fd, "gmem-block-size"));
 			EXPECT_PRESENT(fd, 0);
 			EXPECT_BLOCKS(fd, 0, 0, 0);
-			EXPECT_FAILS(EINVAL, fallocate(fd, GMEM_ALLOC, good[i], p));
+			if (good[i] < 1ull << 62)
+				EXPECT_FAILS(EINVAL, fallocate(fd, GMEM_ALLOC, good[i], p));
 			close(fd);
 		}
 	}
@@ -573,7 +593,7 @@ TEST_F_TIMEOUT(file, states, LONG)
 TEST_F_TIMEOUT(file, punch, LONG)
 {
 	const unsigned int p = per_huge;
-	u64 pfns[2], *old = malloc(2 * p * sizeof(*old));
+	u64 *old = malloc(2 * p * sizeof(*old));
 
 	host_fills(_metadata, self->mem, 0, self->nr);
 	gmem_pfns(self->mem, p, old);
@@ -622,8 +642,7 @@ TEST_F_TIMEOUT(file, punch, LONG)
 	expect_block_at(_metadata, self->mem, p);
 	host_finds(_metadata, self->mem, p, self->nr - p);
 
-	/* From within a block to within another, and pages that have come between. */
-	gmem_pfns(self->mem + offset_of(p - 1), 2, pfns);
+	/* From within a block to within another. */
 	EXPECT_WORKS(punch(self->fd, p - 1, 2 * p + 2));
 	EXPECT_PRESENT(self->fd, 2 * p - 2);
 	EXPECT_BLOCKS(self->fd, 0, 2, 0);
@@ -736,25 +755,27 @@ TEST_F_TIMEOUT(file, all_memory_comes_back, LONG)
 #define FAULT_FIELD	"ipa"
 #endif
 
-static void faults_start(void)
+/* All that there were since the beginning, in the buffers of all CPUs. */
+static long faults_total(void)
 {
-	int fd = open(TRACEFS "trace", O_WRONLY | O_TRUNC);
+	char path[80], line[80];
+	long sum = 0, nr;
+	int cpu;
+	FILE *f;
 
-	TEST_ASSERT(fd >= 0, "trace: errno %d", errno);
-	close(fd);
-}
-
-static long faults_end(void)
-{
-	FILE *f = fopen(TRACEFS "trace", "r");
-	char line[512];
-	long nr = 0;
-
-	TEST_ASSERT(f, "trace: errno %d", errno);
-	while (fgets(line, sizeof(line), f))
-		nr += !!strstr(line, FAULT_EVENT ": ");
-	fclose(f);
-	return nr;
+	for (cpu = 0; ; cpu++) {
+		snprintf(path, sizeof(path), TRACEFS "per_cpu/cpu%d/stats", cpu);
+		f = fopen(path, "r");
+		if (!f)
+			break;
+		while (fgets(line, sizeof(line), f))
+			if (sscanf(line, "entries: %ld", &nr) == 1 ||
+			    sscanf(line, "overrun: %ld", &nr) == 1)
+				sum += nr;
+		fclose(f);
+	}
+	TEST_ASSERT(cpu, "%s: errno %d", path, errno);
+	return sum;
 }
 
 static bool faults_init(void)
@@ -777,17 +798,33 @@ static void faults_exit(void)
 
 #define EXPECT_FAULTS(want, call)					\
 do {									\
-	faults_start();							\
+	long __before = faults_total();					\
+									\
 	call;								\
-	EXPECT_EQ((long)(want), faults_end()) TH_LOG("%s", #call);	\
+	EXPECT_EQ((long)(want), faults_total() - __before)		\
+		TH_LOG("faults of %s", #call);				\
 } while (0)
 
-/* The guest has all of the window mapped with as few entries as there can be. */
+/*
+ * The guest has all of the window mapped with as few entries as there can be, which
+ * are dirty from the beginning: with shadow paging, the first write would be a fault.
+ */
 static void map_window(struct kvm_vm *vm)
 {
 #ifdef __x86_64__
+	struct kvm_mmu *mmu = &vm->mmu;
+	u64 gpa, *entry;
+	int level;
+
 	TEST_ASSERT(kvm_cpu_has(X86_FEATURE_GBPAGES), "no 1 GiB pages for guests");
 	virt_map_level(vm, GPA, GPA, GPA_SIZE, PG_LEVEL_1G);
+	for (gpa = GPA; gpa < GPA + GPA_SIZE; gpa += SZ_1G) {
+		entry = &mmu->pgd;
+		for (level = mmu->pgtable_levels; level >= PG_LEVEL_1G; level--)
+			entry = (u64 *)addr_gpa2hva(vm, *entry & PHYSICAL_PAGE_MASK) +
+				(gpa >> PG_LEVEL_SHIFT(level)) % 512;
+		*entry |= PTE_ACCESSED_MASK(mmu) | PTE_DIRTY_MASK(mmu);
+	}
 #else
 	const u64 size = vm->page_size * (vm->page_size / 8);
 	const u64 step = vm->page_size == SZ_4K ? SZ_1G : size;
@@ -819,7 +856,8 @@ struct guest {
 	void *hva;		/* what the memslot was told */
 	bool protected;		/* private memory is another thing than shared memory */
 	bool rmp;		/* and the emulated RMP knows whose it is */
-	bool tdp;		/* page tables by the TDP MMU */
+	bool tdp;		/* page tables by the TDP MMU (x86) */
+	bool eager;		/* which splits what is huge when logging begins */
 	struct levels base;	/* mapped besides */
 	u64 violations;
 };
@@ -974,6 +1012,7 @@ static void guest_create(struct guest *g, unsigned int type, u64 flags, u64 bloc
 	g->rmp = g->protected && gmem_has_rmp();
 #ifdef __x86_64__
 	g->tdp = get_kvm_param_bool("tdp_mmu");
+	g->eager = g->tdp && get_kvm_param_bool("eager_page_split");
 #endif
 	g->flags = flags;
 	g->block = block;
@@ -1119,6 +1158,12 @@ static const char * const address_names[NR_ADDRESSES] = {
 	"other memory, off by a page", "a hole", "parts of the file", "the file, read-only",
 };
 
+/* Other memory has something in every so many pages. */
+static unsigned int decoy_step(struct guest *g)
+{
+	return g->nr / 128;
+}
+
 /* Set g->hva, in a mapping of twice the size of the file. */
 static u8 *make_address(struct guest *g, enum address what)
 {
@@ -1131,27 +1176,22 @@ static u8 *make_address(struct guest *g, enum address what)
 	mem = kvm_mmap(size + g->block, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 	decoy = (u8 *)(((u64)mem + g->block - 1) & ~(g->block - 1));
 	kvm_munmap(mem, size + g->block);
-	g->hva = decoy;
+	g->hva = what == NONE ? NULL : decoy;
+	if (what == OTHER_OFF || what == OF_FILE_OFF)
+		g->hva += page_size;
 
 	switch (what) {
 	case NONE:
-		g->hva = NULL;
-		break;
 	case HOLE:
 		break;
-	case OTHER_OFF:
-		g->hva += page_size;
-		/* fallthrough */
 	case OTHER:
+	case OTHER_OFF:
 		mem = mmap(decoy, size, rw, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
 			   -1, 0);
 		TEST_ASSERT(mem == decoy, "mmap() failed, errno %d", errno);
-		for (i = 0; i < g->nr; i += 16)
+		for (i = 0; i < g->nr; i += decoy_step(g))
 			*word_at(decoy, i) = ~0ull;
 		break;
-	case OF_FILE_OFF:
-		g->hva += page_size;
-		/* fallthrough */
 	default:
 		mem = mmap(decoy, size, what == READONLY ? PROT_READ : rw,
 			   MAP_SHARED | MAP_FIXED_NOREPLACE, g->fd, 0);
@@ -1175,7 +1215,7 @@ static bool is_untouched(struct guest *g, u8 *decoy)
 {
 	unsigned int i, bad = 0;
 
-	for (i = 0; i < g->nr; i += 16)
+	for (i = 0; i < g->nr; i += decoy_step(g))
 		bad += READ_ONCE(*word_at(decoy, i)) != ~0ull;
 	return !bad;
 }
@@ -1262,16 +1302,15 @@ TEST_F_TIMEOUT(guest, convert_one_page, LONG)
 		EXPECT_BLOCKS(g->fd, NR_BLOCKS, 0, 0);
 	}
 
-	/* A block is as good as two halves of others, or more. */
+	/* A block, half of another, and all that there are. */
 	ASSERT_WORKS(convert(g->fd, p, p, to));
 	EXPECT_FAULTS(g->protected, GUEST_FINDS(0, g->nr));
 	EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
-	ASSERT_WORKS(convert(g->fd, p / 2, p, to));
+	ASSERT_WORKS(convert(g->fd, p / 2, p / 2, to));
 	EXPECT_FAULTS(g->protected ? p : 0, GUEST_FINDS(0, g->nr));
 	EXPECT_LEVELS(g, 0, g->protected ? NR_BLOCKS - 1 : NR_BLOCKS, g->protected ? p : 0);
 	ASSERT_WORKS(convert(g->fd, 0, g->nr, to));
-	EXPECT_FAULTS(g->protected ? NR_BLOCKS - 1 : 0, GUEST_FINDS(p, g->nr - p));
-	EXPECT_FAULTS(g->protected, GUEST_FINDS(0, p));
+	GUEST_FINDS(0, g->nr);
 	EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
 
 	all_shared(_metadata, g);
@@ -1474,11 +1513,9 @@ TEST_F_TIMEOUT(guest, dirty_log, LONG)
 	for (round = 0; round < 2; round++) {
 		EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
 		ASSERT_WORKS(bind_all(g, KVM_MEM_LOG_DIRTY_PAGES));
-#ifdef __x86_64__
 		/* The memory was mapped, so it still is. */
-		if (g->tdp && get_kvm_param_bool("eager_page_split"))
+		if (g->eager)
 			EXPECT_LEVELS(g, 0, 0, g->nr);
-#endif
 		kvm_vm_get_dirty_log(g->vm, SLOT, map);
 		EXPECT_EQ(0, nr_bits(map, g->nr));
 
@@ -1493,7 +1530,8 @@ TEST_F_TIMEOUT(guest, dirty_log, LONG)
 			bad += !(map[i / BITS_PER_LONG] >> i % BITS_PER_LONG & 1);
 		EXPECT_EQ(0, bad);
 		guest_checks(_metadata, g, 0, written, step, 0x77, 1);
-		EXPECT_LEVELS(g, 0, 0, g->nr);
+		if (g->eager)
+			EXPECT_LEVELS(g, 0, 0, g->nr);
 		GUEST_FILLS(0, g->nr);
 		kvm_vm_get_dirty_log(g->vm, SLOT, map);
 		EXPECT_EQ(g->nr, nr_bits(map, g->nr));
@@ -1573,7 +1611,7 @@ TEST_F_TIMEOUT(guest, dirty_log_and_states, LONG)
 	GUEST_FINDS(p + 6, p - 6);
 	ASSERT_WORKS(convert(g->fd, p + 5, 1, from));
 	ASSERT_WORKS(bind_all(g, KVM_MEM_LOG_DIRTY_PAGES));
-	if (g->tdp && g->protected)
+	if (g->eager && g->protected)
 		EXPECT_LEVELS(g, 0, 0, g->nr - 1);
 	ASSERT_WORKS(bind_all(g, 0));
 	if (g->tdp) {
@@ -1682,17 +1720,18 @@ TEST_F_TIMEOUT(guest, memory_error, LONG)
 			ASSERT_WORKS(punch(g->fd, 0, g->nr));
 			EXPECT_BLOCKS(g->fd, 0, 0, 0);
 			EXPECT_EQ(0, gmem_guest_run(g->vcpu));
+			EXPECT_EQ(0, gmem_guest_cmd.val);
 			EXPECT_BLOCKS(g->fd, 1, 0, 0);
 			EXPECT_LEVELS(g, 0, 1, 0);
 		} else {
 			ASSERT_WORKS(punch(g->fd, bad, 1));
 			EXPECT_EQ(0, gmem_guest_run(g->vcpu));
+			EXPECT_EQ(0, gmem_guest_cmd.val);
 			EXPECT_BLOCKS(g->fd, NR_BLOCKS - 1, 1, 0);
 			GUEST_FINDS(0, bad);
 			GUEST_FINDS(bad + 1, g->nr - bad - 1);
 			EXPECT_LEVELS(g, 0, NR_BLOCKS - 1, p);
 		}
-		EXPECT_EQ(0, gmem_guest_cmd.val);
 		ASSERT_WORKS(punch(g->fd, 0, g->nr));
 
 		/* The rest is free, and then this page as well. */
@@ -1887,7 +1926,8 @@ FIXTURE_TEARDOWN(rmp)
 {
 	faults_exit();
 	guest_destroy(_metadata, &self->g);
-	EXPECT_RMP(0, 0, gmem_rmp_counter("psmash") - self->psmash);
+	EXPECT_EQ(self->owned, gmem_rmp_counter("owned"));
+	EXPECT_EQ(self->owned_2m, gmem_rmp_counter("owned-2m"));
 }
 
 /* All of a block is the guest's when one page of it is touched, and as one. */
@@ -2175,9 +2215,11 @@ static bool gib_create(struct __test_metadata *_metadata, struct guest *g, unsig
 {
 	guest_create(g, type, MAPPABLE | INIT_SHARED, giant, giant);
 	ASSERT_WORKS(bind_all(g, 0));
-	guest_settle(_metadata, g);
-	if (!allocate(g->fd, per_giant / 2, 1))
+	if (!allocate(g->fd, per_giant / 2, 1)) {
+		/* Not before: memory of the guest's is moved to make room. */
+		guest_settle(_metadata, g);
 		return true;
+	}
 
 	ASSERT_EQ(ENOMEM, errno);
 	EXPECT_PRESENT(g->fd, 0);
@@ -2234,8 +2276,6 @@ TEST_F_TIMEOUT(gib, every_page_once, LONG)
 	EXPECT_FAULTS(0, GUEST_FINDS(0, g->nr));
 	host_finds(_metadata, g->mem, 0, g->nr);
 	gmem_pfns(g->mem, g->nr, pfns);
-	EXPECT_EQ(0, pfns[0] % (g->block / page_size));
-	EXPECT_EQ(pfns[0] + g->block / page_size - 1, pfns[g->block / page_size - 1]);
 	expect_block_at(_metadata, g->mem, g->block / page_size);
 
 	/* As private memory: what hardware owns is 2 MiB at most, if it owns any. */
@@ -2433,23 +2473,19 @@ TEST_F_TIMEOUT(giant, dirty_log, LONG)
 	struct guest *g = &self->g;
 	unsigned long *map = calloc(g->nr / BITS_PER_LONG, sizeof(long));
 	const unsigned int p = per_huge, n = g->nr / p;
-	bool eager = false;
 
 	if (g->protected)
 		ASSERT_WORKS(convert(g->fd, 0, g->nr, GMEM_PRIVATE));
 	GUEST_FILLS(0, g->nr);
 	ASSERT_WORKS(bind_all(g, KVM_MEM_LOG_DIRTY_PAGES));
-#ifdef __x86_64__
-	eager = g->tdp && get_kvm_param_bool("eager_page_split");
-#endif
-	if (eager)
+	if (g->eager)
 		EXPECT_LEVELS(g, 0, 0, g->nr);
 
 	/* One page of each huge part, and one such part. */
 	ASSERT_EQ(0, gmem_guest_fill(g->vcpu, GPA, n, huge, TOKEN + 1));
 	GUEST_FILLS(5 * p, p);
 	if (g->tdp)
-		EXPECT_LEVELS(g, 0, 0, eager ? g->nr : n - 1 + p);
+		EXPECT_LEVELS(g, 0, 0, g->eager ? g->nr : n - 1 + p);
 	kvm_vm_get_dirty_log(g->vm, SLOT, map);
 	EXPECT_EQ(n - 1 + p, nr_bits(map, g->nr));
 	EXPECT_BLOCKS(g->fd, 1, 0, 0);
@@ -2536,12 +2572,6 @@ FIXTURE_SETUP(memory)
 	self->free = free_memory();
 }
 
-FIXTURE_TEARDOWN(memory)
-{
-	EXPECT_FREE(self->free);
-	kvm_vm_free(self->vm);
-}
-
 /* Fail allocations of this size, of the current task and no other. */
 #define FAIL_PAGES	"/sys/kernel/debug/fail_page_alloc/"
 
@@ -2561,6 +2591,13 @@ static bool fail_huge_pages(bool fail)
 	       !gmem_write_file(FAIL_PAGES "verbose", "0") &&
 	       !gmem_write_file("/proc/self/make-it-fail", fail ? "1" : "0") &&
 	       !gmem_write_file(FAIL_PAGES "probability", fail ? "100" : "0");
+}
+
+FIXTURE_TEARDOWN(memory)
+{
+	fail_huge_pages(false);
+	EXPECT_FREE(self->free);
+	kvm_vm_free(self->vm);
 }
 
 /* Base pages take the place of a huge block, as many as are asked for. */
@@ -2667,6 +2704,18 @@ static int file_on_node(struct kvm_vm *vm, u64 size, u64 flags, int node, u8 **m
 #define FRAGMENT	16	/* pages */
 #define NR_FRAGMENTED	64	/* blocks */
 
+/* The node that takes the least effort to fill, among those that are large enough. */
+static int pick_node(u64 min_free)
+{
+	int node, picked = -1;
+
+	for (node = 0; node <= get_max_numa_node(); node++)
+		if (node_free(node) >= min_free &&
+		    (picked < 0 || node_free(node) < node_free(picked)))
+			picked = node;
+	return picked;
+}
+
 /*
  * Memory in fragments: a vCPU gets what there is, and does not stop to put it together.
  * A file of base pages takes all of a node, and returns a half: it cannot be moved.
@@ -2674,16 +2723,16 @@ static int file_on_node(struct kvm_vm *vm, u64 size, u64 flags, int node, u8 **m
 TEST_F_TIMEOUT(memory, fragmented, LONG)
 {
 	const u64 size = NR_FRAGMENTED * huge, stride = 2 * FRAGMENT;
-	const int node = is_multi_numa_node_system() ? get_max_numa_node() : 0;
 	u64 filler_size, stalls, whole, fallback, bad;
 	unsigned int i, nr;
 	u8 *filler_mem, *mem;
-	int filler, fd;
+	int node, filler, fd;
 
-	if (!node)
+	if (!is_multi_numa_node_system())
 		SKIP(return, "needs two NUMA nodes");
-	if (node_free(node) < 3 * size)
-		SKIP(return, "node %d is too full already", node);
+	node = pick_node(4 * size);
+	if (node < 0)
+		SKIP(return, "no NUMA node has enough free memory");
 
 	filler_size = (node_free(node) - SZ_64M) & ~(u64)(huge - 1);
 	filler = file_on_node(self->vm, filler_size, 0, node, &filler_mem);
@@ -2699,9 +2748,9 @@ TEST_F_TIMEOUT(memory, fragmented, LONG)
 						  NULL, fd, 0));
 	EXPECT_GUEST_READS(0, self->vcpu, GPA + size - page_size);
 	nr = size / page_size / FRAGMENT;
-	stalls = vmstat("compact_stall") + vmstat("allocstall");
+	stalls = sum_vmstat("compact_stall") + sum_vmstat("allocstall");
 	ASSERT_EQ(0, gmem_guest_fill(self->vcpu, GPA, nr, offset_of(FRAGMENT), TOKEN));
-	EXPECT_EQ(stalls, vmstat("compact_stall") + vmstat("allocstall"));
+	EXPECT_EQ(stalls, sum_vmstat("compact_stall") + sum_vmstat("allocstall"));
 	ASSERT_EQ(0, gmem_guest_check(self->vcpu, GPA, nr, offset_of(FRAGMENT), TOKEN, 1, &bad));
 	EXPECT_EQ(0, bad);
 
@@ -2802,7 +2851,7 @@ static void leave_cgroup(struct __test_metadata *_metadata, char *root, char *gr
 TEST_F_TIMEOUT(memory, cgroup_huge, LONG)
 {
 	const u64 size = 2 * huge;
-	const long slack = huge / 8;
+	const long slack = huge / 3;	/* half of a block would not get through */
 	const unsigned int p = per_huge;
 	char root[PATH_MAX], *group;
 	long before, charged;

@@ -20,7 +20,6 @@
 #include <sys/wait.h>
 
 #include <linux/sizes.h>
-#include <linux/stddef.h>
 
 #include "guest_memfd_hold.h"
 #include "guest_memfd_util.h"

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include <linux/stddef.h>
 #include <io_uring/mini_liburing.h>
 
 #include "guest_memfd_util.h"

@@ -250,7 +250,7 @@ static inline bool gmem_fdinfo(const struct gmem_fdinfo *info, const char *key, 
 static inline u64 gmem_fdinfo_val(int fd, const char *key)
 {
 	struct gmem_fdinfo info;
-	u64 val;
+	u64 val = 0;
 
 	gmem_fdinfo_read(fd, &info);
 	return gmem_fdinfo(&info, key, &val) ? val : -1ull;
