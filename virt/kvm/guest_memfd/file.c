@@ -37,10 +37,13 @@ static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 	filemap_invalidate_unlock(mapping);
 }
 
-/* Make what is new the guest's, even if it is a part, a batch at a time. */
+/*
+ * Make what is new the guest's, even if it is a part, a batch at a time; and of blocks,
+ * all that comes along.
+ */
 static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
-	pgoff_t index, next;
+	pgoff_t index, next, block = BIT(GMEM_I(inode)->block_order);
 	int ret, own;
 
 	do {
@@ -49,7 +52,8 @@ static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 
 		filemap_invalidate_lock_shared(inode->i_mapping);
 		ret = gmem_block_allocate(inode, &index, next);
-		own = gmem_own_pages(inode, start, index);
+		own = gmem_own_pages(inode, round_down(start, block),
+				     min(round_up(index, block), gmem_nr_pages(inode)));
 		filemap_invalidate_unlock_shared(inode->i_mapping);
 
 		start = index;

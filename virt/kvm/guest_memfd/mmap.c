@@ -108,7 +108,12 @@ retry:
 		if (!err)
 			goto retry;
 		/* Whoever is being killed need not know why. */
-		return err == -EINTR ? VM_FAULT_NOPAGE : vmf_error(err);
+		if (err == -EINTR)
+			return VM_FAULT_NOPAGE;
+		/* Do not try again and again: nobody can be killed to make room for it. */
+		if (gmem_block_order(inode, vmf->pgoff) > MAX_PAGE_ORDER)
+			return VM_FAULT_SIGBUS;
+		return vmf_error(err);
 	}
 	if (IS_ERR(folio)) {
 		ret = vmf_error(PTR_ERR(folio));

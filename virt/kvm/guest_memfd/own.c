@@ -369,6 +369,31 @@ static int gmem_keep_run(struct inode *inode, const struct gmem_run *run,
 	return -EBUSY;
 }
 
+/* Like gmem_bind_next(), for claims. */
+static bool gmem_claim_next(struct inode *inode, pgoff_t *start, pgoff_t end,
+			    pgoff_t *last, long *delta)
+{
+	MA_STATE(mas, &GMEM_I(inode)->claims, *start, *start);
+	void *claim;
+
+	lockdep_assert_held(&GMEM_I(inode)->own_lock);
+
+	claim = *start < end ? mas_find(&mas, end - 1) : NULL;
+	if (!claim)
+		return false;
+
+	*start = max(*start, mas.index);
+	*delta = gmem_claim_delta(claim);
+
+	/* Claims in a row are as good as one. */
+	do {
+		*last = min(mas.last + 1, end);
+		claim = *last < end ? mas_next(&mas, end - 1) : NULL;
+	} while (claim && mas.index == *last && gmem_claim_delta(claim) == *delta);
+
+	return true;
+}
+
 /*
  * Call @fn for each owned run of [start, *end) that is not at the gfns of @to.
  * Set @end to where it fails.
@@ -377,34 +402,24 @@ static int gmem_move(struct inode *inode, pgoff_t start, pgoff_t *end, const lon
 		     int (*fn)(struct inode *inode, const struct gmem_run *run,
 			       long from, const long *to))
 {
-	MA_STATE(mas, &GMEM_I(inode)->claims, start, start);
 	const struct gmem_state *st = &GMEM_I(inode)->state;
-	pgoff_t index, last;
 	struct gmem_run run;
-	void *claim;
+	pgoff_t last;
 	long from;
 	int ret;
 
-	lockdep_assert_held(&GMEM_I(inode)->own_lock);
-
-	if (start >= *end)
-		return 0;
-
-	mas_for_each(&mas, claim, *end - 1) {
-		from = gmem_claim_delta(claim);
+	for (; gmem_claim_next(inode, &start, *end, &last, &from); start = last) {
 		if (to && *to == from)
 			continue;
 
-		index = max(start, mas.index);
-		last = min(*end, mas.last + 1);
-		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, index, last,
+		while (gmem_next_run(inode, st, GMEM_OWNED, GMEM_OWNED, start, last,
 				     &run)) {
 			ret = fn(inode, &run, from, to);
 			if (ret) {
 				*end = run.index;
 				return ret;
 			}
-			index = run.index + run.nr;
+			start = run.index + run.nr;
 		}
 	}
 

@@ -333,12 +333,13 @@ TEST_F(create, numbers)
 				block = shift ? 1ull << shift : page_size;
 				fd = __vm_create_guest_memfd(vm, size, flags | (u64)shift <<
 							     GUEST_MEMFD_BLOCK_SIZE_SHIFT);
-				/* Base pages are no number, not even their own. */
-				if (shift && block != huge && block != giant) {
+				if (block != page_size && block != huge && block != giant) {
 					EXPECT_TRUE(fd == -1 && errno == EINVAL)
 						TH_LOG("VM type %u, flags %#lx, 2^%u: %d (%s)",
 						       type, (unsigned long)flags, shift, fd,
 						       strerror(errno));
+					if (fd >= 0)
+						close(fd);
 					continue;
 				}
 

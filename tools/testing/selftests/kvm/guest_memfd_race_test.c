@@ -84,6 +84,12 @@ static int race_seconds(void)
 	return env_number("GMEM_RACE_SECONDS", 15);
 }
 
+/* How large the blocks of the files are that are raced for: 0, or log2 of it. */
+static u64 race_flags(void)
+{
+	return MMAP_SHARED | (u64)env_number("GMEM_RACE_BLOCKS", 0) << GUEST_MEMFD_BLOCK_SIZE_SHIFT;
+}
+
 static int race_rounds(void)
 {
 	return env_number("GMEM_RACE_ROUNDS", 10000);
@@ -579,7 +585,7 @@ static void race_create(struct race *r, unsigned long type)
 	TEST_ASSERT(!madvise(slot0->host_mem, slot0->region.memory_size, MADV_DONTFORK),
 		    "MADV_DONTFORK: errno %d", errno);
 
-	r->fd = vm_create_guest_memfd(r->vm, FILE_PAGES * page_size, MMAP_SHARED);
+	r->fd = vm_create_guest_memfd(r->vm, FILE_PAGES * page_size, race_flags());
 	r->size = NR_PAGES * page_size;
 	r->start = FIRST * page_size;
 	vm_set_user_memory_region2(r->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA,
@@ -1348,7 +1354,7 @@ TEST_F_TIMEOUT(file, killed, race_timeout())
 	u64 *mem;
 	pid_t pid;
 
-	fd = vm_create_guest_memfd(r->vm, BIG_SIZE, MMAP_SHARED);
+	fd = vm_create_guest_memfd(r->vm, BIG_SIZE, race_flags());
 	vm_set_user_memory_region2(r->vm, BIG_SLOT, KVM_MEM_GUEST_MEMFD, BIG_GPA, BIG_SIZE,
 				   NULL, fd, 0);
 	virt_map(r->vm, BIG_GPA, BIG_GPA, BIG_SIZE / r->vm->page_size);
@@ -1571,7 +1577,7 @@ TEST_F_TIMEOUT(file, readers, race_timeout())
 	u64 rounds = race_rounds();
 	unsigned int i;
 
-	all.fd = vm_create_guest_memfd(self->r.vm, 4 * QUARTER * page_size, MMAP_SHARED);
+	all.fd = vm_create_guest_memfd(self->r.vm, 4 * QUARTER * page_size, race_flags());
 	ASSERT_EQ(0, race_set(all.fd, 0, QUARTER * page_size, true, NULL));
 
 	for (i = 0; i < ARRAY_SIZE(fns); i++) {
