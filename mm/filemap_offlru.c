@@ -10,7 +10,7 @@
 #include <linux/folio_batch.h>
 #include <linux/memcontrol.h>
 #include <linux/mempolicy.h>
-#include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/shmem_fs.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd_k.h>
@@ -141,19 +141,26 @@ static void uncharge_pages(struct page *page, unsigned long nr)
 	mem_cgroup_uncharge_folios(&batch);
 }
 
-static int charge_pages(struct page *page, unsigned long nr, gfp_t gfp)
+static int check_signals(bool any)
+{
+	cond_resched();
+	return (any ? signal_pending(current) : fatal_signal_pending(current)) ? -EINTR : 0;
+}
+
+static int charge_pages(struct page *page, unsigned long nr, gfp_t gfp,
+			bool any_signal)
 {
 	unsigned long i;
-	int ret;
+	int ret = 0;
 
 	for (i = 0; i < nr; i++) {
-		ret = mem_cgroup_charge(page_folio(page + i), NULL, gfp);
+		if (i % OFFLRU_BATCH == 0)
+			ret = check_signals(any_signal);
+		ret = ret ?: mem_cgroup_charge(page_folio(page + i), NULL, gfp);
 		if (ret) {
 			uncharge_pages(page, i);
 			return ret;
 		}
-		if (i % OFFLRU_BATCH == 0)
-			cond_resched();
 	}
 	return 0;
 }
@@ -234,6 +241,7 @@ static void take_pages_back(struct page *page, unsigned long nr, unsigned long d
  * @index: where to put it
  * @nr: how many
  * @gfp: how to allocate what is needed for that
+ * @any_signal: whether to give up for any signal, or only if the task is killed
  *
  * The pages are charged to the memory cgroup of the current task.  The file takes
  * over the reference to each.
@@ -243,18 +251,19 @@ static void take_pages_back(struct page *page, unsigned long nr, unsigned long d
  *
  * Context: may sleep, depending on @gfp.
  * Return: 0, with the pages locked, up to date and dirty; -EEXIST if there is a
- *         page already; or -ENOMEM.  After an error, the pages are the caller's as
- *         they were.
+ *         page already; -ENOMEM; or -EINTR.  After an error, the pages are the
+ *         caller's as they were.
  */
 int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
-			     pgoff_t index, unsigned long nr, gfp_t gfp)
+			     pgoff_t index, unsigned long nr, gfp_t gfp,
+			     bool any_signal)
 {
 	unsigned long i, done = 0, end;
 	int ret;
 
 	VM_WARN_ON_ONCE(!mapping_inaccessible(mapping));
 
-	ret = charge_pages(page, nr, gfp);
+	ret = charge_pages(page, nr, gfp, any_signal);
 	if (ret)
 		return ret;
 
@@ -264,13 +273,14 @@ int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 			set_up_page(mapping, page_folio(page + i), index + i);
 
 		ret = insert_pages(mapping, page, index, end - done, &done, gfp);
+		if (!ret && done < nr)
+			ret = check_signals(any_signal);
 		if (ret) {
 			/* The rest has not been set up. */
 			uncharge_pages(page + end, nr - end);
 			take_pages_back(page, end, done);
 			return ret;
 		}
-		cond_resched();
 	} while (done < nr);
 
 	return 0;

@@ -58,7 +58,8 @@ struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
 					struct mempolicy *policy, pgoff_t index);
 void filemap_offlru_free_block(struct page *page, unsigned int order);
 int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
-			     pgoff_t index, unsigned long nr, gfp_t gfp);
+			     pgoff_t index, unsigned long nr, gfp_t gfp,
+			     bool any_signal);
 void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
 			   pgoff_t last);
 vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last);

@@ -146,7 +146,7 @@ static struct page *gmem_block_alloc(struct inode *inode, pgoff_t start,
 
 /* Insert a block and say that it is one; all or nothing. */
 static int gmem_block_insert(struct inode *inode, struct page *page, pgoff_t start,
-			     unsigned int order, gfp_t gfp)
+			     unsigned int order, gfp_t gfp, bool patient)
 {
 	struct address_space *mapping = inode->i_mapping;
 	struct gmem_inode *gi = GMEM_I(inode);
@@ -164,7 +164,8 @@ static int gmem_block_insert(struct inode *inode, struct page *page, pgoff_t sta
 		if (ret)
 			return ret;
 
-		ret = filemap_offlru_add_block(mapping, page, start, BIT(order), gfp);
+		ret = filemap_offlru_add_block(mapping, page, start, BIT(order), gfp,
+					       patient);
 		if (ret) {
 			gmem_state_abort(&change);
 			return ret;
@@ -207,7 +208,7 @@ static int gmem_block_fill_place(struct inode *inode, pgoff_t start,
 
 	ret = gmem_block_zero(page, order, patient);
 	if (!ret)
-		ret = gmem_block_insert(inode, page, start, order, gfp);
+		ret = gmem_block_insert(inode, page, start, order, gfp, patient);
 	if (ret)
 		filemap_offlru_free_block(page, order);
 	return ret;
