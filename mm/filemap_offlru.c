@@ -4,14 +4,12 @@
  */
 #include <linux/align.h>
 #include <linux/cpuset.h>
-#include <linux/dax.h>
 #include <linux/export.h>
 #include <linux/filemap_offlru.h>
 #include <linux/folio_batch.h>
 #include <linux/memcontrol.h>
 #include <linux/mempolicy.h>
 #include <linux/sched/signal.h>
-#include <linux/shmem_fs.h>
 #include <linux/sizes.h>
 #include <linux/userfaultfd_k.h>
 
@@ -126,6 +124,33 @@ void filemap_offlru_free_block(struct page *page, unsigned int order)
 }
 EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_free_block, "kvm");
 
+/* Are two pages counted in the same place? */
+static bool same_lruvec(const struct folio *a, const struct folio *b)
+{
+#ifdef CONFIG_MEMCG
+	if (a->memcg_data != b->memcg_data)
+		return false;
+#endif
+	return folio_pgdat(a) == folio_pgdat(b);
+}
+
+/* Count file pages, as many at once as there are alike. */
+static void count_pages(struct page *page, unsigned long nr, int sign)
+{
+	struct folio *first = page_folio(page);
+	unsigned long i, since = 0;
+
+	for (i = 1; i <= nr; i++) {
+		if (i < nr && same_lruvec(first, page_folio(page + i)))
+			continue;
+
+		lruvec_stat_mod_folio(first, NR_FILE_PAGES, sign * (int)(i - since));
+		if (i < nr)
+			first = page_folio(page + i);
+		since = i;
+	}
+}
+
 static void uncharge_pages(struct page *page, unsigned long nr)
 {
 	struct folio_batch batch;
@@ -176,16 +201,19 @@ static void set_up_page(struct address_space *mapping, struct folio *folio,
 	__folio_mark_uptodate(folio);
 }
 
-/* Insert pages while there is no other and there is memory; count them in @done. */
+/*
+ * Insert pages while there is no other and there is memory; count them in @done.
+ * There is no need for mapping_set_update(), here and when they are removed: what is
+ * never reclaimed leaves no shadow entries.
+ */
 static int insert_pages(struct address_space *mapping, struct page *page,
 			pgoff_t index, unsigned long nr, unsigned long *done,
 			gfp_t gfp)
 {
 	XA_STATE(xas, &mapping->i_pages, index);
-	unsigned long end = *done + nr;
+	unsigned long start = *done, end = start + nr;
 	struct folio *folio;
 
-	mapping_set_update(&xas, mapping);
 	do {
 		xas_set(&xas, index + *done);
 		xas_lock_irq(&xas);
@@ -200,13 +228,14 @@ static int insert_pages(struct address_space *mapping, struct page *page,
 			if (xas_error(&xas))
 				break;
 
-			lruvec_stat_mod_folio(folio, NR_FILE_PAGES, 1);
 			trace_mm_filemap_add_to_page_cache(folio);
 			mapping->nrpages++;
 		}
 		xas_unlock_irq(&xas);
 	} while (xas_nomem(&xas, gfp & GFP_RECLAIM_MASK));
 
+	if (*done > start)
+		count_pages(page + start, *done - start, 1);
 	return xas_error(&xas);
 }
 
@@ -291,19 +320,14 @@ EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_add_block, "kvm");
 static void free_pages_in_row(struct address_space *mapping, struct page *page,
 			      unsigned long nr)
 {
-	struct folio *folio;
 	unsigned long i;
 
-	for (i = 0; i < nr; i++) {
-		folio = page_folio(page + i);
-		lruvec_stat_mod_folio(folio, NR_FILE_PAGES, -1);
-		if (mapping->a_ops->free_folio)
-			mapping->a_ops->free_folio(folio);
-	}
+	count_pages(page, nr, -1);
+	for (i = 0; i < nr; i++)
+		mapping->a_ops->free_folio(page_folio(page + i));
 
 	uncharge_pages(page, nr);
-	for (i = 0; i < nr; i++)
-		set_page_refcounted(page + i);
+	set_pages_refcounted(page, nr);
 	__free_contig_range(page_to_pfn(page), nr);
 }
 
@@ -326,7 +350,6 @@ void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
 	unsigned long nr, nr_seen;
 	struct folio *folio;
 
-	mapping_set_update(&xas, mapping);
 	do {
 		nr = 0;
 		nr_seen = 0;

@@ -2,7 +2,8 @@
 /*
  * guest_memfd, shown: the four kinds of file that KVM_CREATE_GUEST_MEMFD can
  * make, what the host may do with each, a guest that lives in it, and how its
- * memory is converted in place, from shared to private and back.
+ * memory is converted in place, from shared to private and back, be it made of
+ * pages or of larger blocks.
  *
  * This is also the example for a VMM: vm.c has the calls to KVM, one function
  * each, and every chapter below is a use of them from beginning to end.
@@ -189,32 +190,67 @@ struct scene {
 	struct vm vm;
 	int gmem;
 	__u64 flags;
+	size_t unit;		/* bytes that the file has memory in: what KVM calls a block */
 	size_t block;		/* bytes */
 	size_t size;
 	char *map;		/* the file in the host, or NULL */
+	__s64 other_2m, other_4k;	/* what the guest has mapped besides, or -1 */
 
 	/* What the story has done to each block. */
 	bool present[NR_BLOCKS];		/* touched its first page */
+	bool broken[NR_BLOCKS];			/* lost a page */
 	size_t private[NR_BLOCKS];		/* bytes of it that are private */
 };
 
+/* Sizes in bytes, of which each is a power of two, and their sum is given. */
+static const char *sizes_text(__u64 sizes)
+{
+	const char *words = "";
+	__u64 kib;
+
+	for (; sizes; sizes &= sizes - 1) {
+		kib = (sizes & -sizes) >> 10;
+		words = text("%s%s%llu %s", words, *words ? ", " : "",
+			     kib >> 20 ? kib >> 20 : kib >> 10 ? kib >> 10 : kib,
+			     kib >> 20 ? "GiB" : kib >> 10 ? "MiB" : "KiB");
+	}
+	return words;
+}
+
+/* Can files of this VM have such flags, and memory in such units? */
+static bool scene_offered(const struct scene *s)
+{
+	if (s->flags & ~vm_gmem_flags(&s->vm) || (s->flags && !vm_can_convert(&s->vm)))
+		return false;
+	return s->unit == page || vm_block_sizes(&s->vm) & s->unit;
+}
+
 static bool scene_begin(struct scene *s, int vm_type, __u64 flags, size_t block)
 {
+	const int unit_shift = flags >> GUEST_MEMFD_BLOCK_SIZE_SHIFT;
+	__u64 sizes;
 	int i;
 
 	memset(s, 0, sizeof(*s));
 	vm_create(&s->vm, vm_type);
-	s->flags = flags;
+	s->flags = flags & ~GUEST_MEMFD_BLOCK_SIZE_MASK;
+	s->unit = unit_shift ? 1UL << unit_shift : page;
 	s->block = block;
 	s->size = NR_BLOCKS * block;
 	for (i = 0; i < NR_BLOCKS; i++)
 		s->private[i] = flags & GUEST_MEMFD_FLAG_INIT_SHARED ? 0 : block;
-	if (flags & ~vm_gmem_flags(&s->vm) || (flags && !vm_can_convert(&s->vm))) {
+	if (!scene_offered(s)) {
 		note("not offered by this KVM");
 		vm_destroy(&s->vm);
 		return false;
 	}
 
+	if (s->unit != page) {
+		/* Whether there are blocks of 1 GiB is up to the kernel's configuration. */
+		sizes = vm_block_sizes(&s->vm);
+		fact("VMM", "asks which sizes of blocks there are",
+		     sizes_text(page | s->unit | (sizes & 1ULL << 30)), sizes_text(sizes));
+	}
 	s->gmem = vm_gmem_create(&s->vm, s->size, flags);
 	fact("VMM", text("creates a file of %d blocks", NR_BLOCKS), "works", outcome(s->gmem));
 	if (s->gmem < 0)
@@ -244,10 +280,12 @@ static void scene_mmap(struct scene *s, const char *want)
 static bool scene_bind(struct scene *s, void *host)
 {
 	const bool refused = !s->flags && vm_needs_in_place();
-	const struct vm_part all = { .gpa = GMEM_GPA, .size = s->size, .gmem = s->gmem };
+	/* The guest can map a block as one if it is aligned there, too. */
+	const __u64 gpa = s->unit > GMEM_GPA ? s->unit : GMEM_GPA;
+	const struct vm_part all = { .gpa = gpa, .size = s->size, .gmem = s->gmem };
 	int ret = vm_gmem_bind(&s->vm, &all, host ?: s->map);
 
-	fact("VMM", text("makes it the guest's memory at %#x", GMEM_GPA),
+	fact("VMM", text("makes it the guest's memory at %#llx", gpa),
 	     refused ? "EINVAL" : "works", outcome(ret));
 	if (refused)
 		note("KVM on arm64 takes only files that decide what is private");
@@ -282,24 +320,46 @@ static __u64 scene_gpa(const struct scene *s, int nr)
 	return vm_find_gpa(&s->vm, s->gmem, nr * s->block);
 }
 
+/* The first page stands for the block. */
+static const char *page_text(int nr, size_t index)
+{
+	return index ? text("page %zu of block %d", index, nr) : text("block %d", nr);
+}
+
 /* What happens in block @nr; @want is the contents or "SIGBUS" or "works". */
+static void guest_reads_page(struct scene *s, int nr, size_t index, const char *want)
+{
+	fact("guest", text("reads %s", page_text(nr, index)), want,
+	     guest_read_text(&s->vm, scene_gpa(s, nr) + index * page));
+	s->present[nr] = true;
+}
+
 static void guest_reads(struct scene *s, int nr, const char *want)
 {
-	fact("guest", text("reads block %d", nr), want,
-	     guest_read_text(&s->vm, scene_gpa(s, nr)));
+	guest_reads_page(s, nr, 0, want);
+}
+
+static void guest_writes_page(struct scene *s, int nr, size_t index, const char *words)
+{
+	fact("guest", text("writes \"%s\" into %s", words, page_text(nr, index)), "works",
+	     guest_write_text(&s->vm, scene_gpa(s, nr) + index * page, words));
 	s->present[nr] = true;
 }
 
 static void guest_writes(struct scene *s, int nr, const char *words)
 {
-	fact("guest", text("writes \"%s\" into block %d", words, nr), "works",
-	     guest_write_text(&s->vm, scene_gpa(s, nr), words));
-	s->present[nr] = true;
+	guest_writes_page(s, nr, 0, words);
+}
+
+static void host_reads_page(struct scene *s, int nr, size_t index, const char *want)
+{
+	fact("host", text("reads %s", page_text(nr, index)), want,
+	     read_text(s->map + nr * s->block + index * page));
 }
 
 static void host_reads(struct scene *s, int nr, const char *want)
 {
-	fact("host", text("reads block %d", nr), want, read_text(s->map + nr * s->block));
+	host_reads_page(s, nr, 0, want);
 }
 
 static void host_writes(struct scene *s, int nr, const char *words, const char *want)
@@ -329,6 +389,26 @@ static void host_punches(struct scene *s, int nr)
 	     outcome(fallocate(s->gmem, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
 			       nr * s->block, s->block) ? -errno : 0));
 	s->present[nr] = false;
+	s->broken[nr] = false;
+}
+
+/* A page of a block, of which the others stay. */
+static void host_punches_page(struct scene *s, int nr, size_t index)
+{
+	fact("VMM", text("punches a hole for %s", page_text(nr, index)), "works",
+	     outcome(fallocate(s->gmem, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+			       nr * s->block + index * page, page) ? -errno : 0));
+	s->broken[nr] = true;
+}
+
+static void host_allocates(struct scene *s)
+{
+	int i;
+
+	fact("VMM", "allocates all of it, with fallocate()", "works",
+	     outcome(fallocate(s->gmem, FALLOC_FL_KEEP_SIZE, 0, s->size) ? -errno : 0));
+	for (i = 0; i < NR_BLOCKS; i++)
+		s->present[i] = true;
 }
 
 /* Conversion.  First what the story expects of it, then who does it. */
@@ -413,6 +493,16 @@ static void vmm_converts(struct scene *s, int nr, int count, bool private)
 			 private ? "private" : "shared"), "works",
 	     outcome(gmem_convert(s->gmem, nr * s->block, count * s->block, private, &where)));
 	scene_converted(s, nr, count, private);
+}
+
+static void vmm_converts_page(struct scene *s, int nr, size_t index, bool private)
+{
+	__u64 where;
+
+	fact("VMM", text("makes %s %s", page_text(nr, index), private ? "private" : "shared"),
+	     "works", outcome(gmem_convert(s->gmem, nr * s->block + index * page, page, private,
+					   &where)));
+	s->private[nr] += private ? page : -page;
 }
 
 /*
@@ -550,17 +640,24 @@ static void fdinfo_fact(const struct scene *s, const char *key, const char *want
 
 static void scene_fdinfo(const struct scene *s)
 {
-	size_t present = 0, private = 0;
+	size_t present = 0, private = 0, whole = 0, broken = 0;
 	int i;
 
 	for (i = 0; i < NR_BLOCKS; i++) {
-		present += s->present[i];
+		present += s->present[i] ? s->unit / page : 0;
 		private += s->private[i] / page;
+		whole += s->unit != page && s->present[i] && !s->broken[i];
+		broken += s->broken[i];
 	}
 
 	fdinfo_fact(s, "gmem-size", text("%zu", s->size));
 	fdinfo_fact(s, "gmem-flags", text("%#llx", s->flags));
-	fdinfo_fact(s, "gmem-block-size", text("%zu", page));
+	fdinfo_fact(s, "gmem-block-size", text("%zu", s->unit));
+	if (vm_block_sizes(&s->vm)) {
+		fdinfo_fact(s, "gmem-blocks-whole", text("%zu", whole));
+		fdinfo_fact(s, "gmem-blocks-broken", text("%zu", broken));
+		fdinfo_fact(s, "gmem-blocks-fallback", "0");
+	}
 	fdinfo_fact(s, "gmem-present", text("%zu", present));
 	fdinfo_fact(s, "gmem-private", text("%zu", private));
 	fdinfo_fact(s, "gmem-shared", text("%zu", s->size / page - private));
@@ -704,13 +801,14 @@ static void shared_mapped_file(int nr)
 }
 
 /* Memory to be converted, in a VM that knows private memory if there is any. */
-static bool scene_begin_shared(struct scene *s, size_t block)
+static bool scene_begin_shared(struct scene *s, __u64 flags, size_t block)
 {
 	const int type = vm_private_type();
 
 	note(type < 0 ? "in an ordinary VM: private means that the host cannot touch it" :
 			"in a software-protected VM");
-	if (!scene_begin(s, type, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_DEFAULT_SHARED, block))
+	flags |= GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_DEFAULT_SHARED;
+	if (!scene_begin(s, type, flags, block))
 		return false;
 
 	scene_mmap(s, "works");
@@ -778,7 +876,7 @@ static void converted_file(int nr)
 	struct scene s;
 
 	chapter(nr, "MMAP | DEFAULT_SHARED", "converted where it lies, when the guest asks");
-	if (!scene_begin_shared(&s, page))
+	if (!scene_begin_shared(&s, 0, page))
 		return;
 
 	if (scene_bind_halves(&s)) {
@@ -846,7 +944,7 @@ static void held_page(int nr)
 	int pipes[2];
 
 	chapter(nr, "EAGAIN", "a page that the host holds");
-	if (!scene_begin_shared(&s, page))
+	if (!scene_begin_shared(&s, 0, page))
 		return;
 
 	if (scene_bind(&s, NULL)) {
@@ -869,7 +967,7 @@ static void initial_image(int nr)
 	const void *program = vm_program(&size);
 
 	chapter(nr, "Initial image", "written while it is shared, private when the guest starts");
-	if (!scene_begin_shared(&s, page))
+	if (!scene_begin_shared(&s, 0, page))
 		return;
 
 	if (scene_bind(&s, NULL)) {
@@ -895,10 +993,9 @@ static void initial_image(int nr)
 static void larger_file(int nr)
 {
 	struct scene s;
-	__u64 where;
 
 	chapter(nr, "State", "a larger file, as the kernel tells it");
-	if (!scene_begin_shared(&s, 512 * page))
+	if (!scene_begin_shared(&s, 0, 512 * page))
 		return;
 
 	printf("       %s(a letter is %zu KiB from here on)%s\n", DIM, s.block >> 10, PLAIN);
@@ -907,9 +1004,7 @@ static void larger_file(int nr)
 		host_writes(&s, 2, "to be private", "works");
 		guest_writes(&s, 5, "both");
 		vmm_converts(&s, 2, 2, true);
-		fact("VMM", "makes one page in block 5 private", "works",
-		     outcome(gmem_convert(s.gmem, 5 * s.block + 7 * page, page, true, &where)));
-		s.private[5] = page;
+		vmm_converts_page(&s, 5, 7, true);
 		host_reads(&s, 5, "\"both\"");
 		host_reads(&s, 2, "SIGBUS");
 		scene_map(&s);
@@ -917,6 +1012,100 @@ static void larger_file(int nr)
 		     "1024 shared, 1024 private, 519 shared, 1 private, 1528 shared",
 		     runs_text(&s));
 		scene_fdinfo(&s);
+	}
+	scene_end(&s);
+}
+
+/* What KVM has mapped of the file for the guest, where KVM counts that. */
+static void guest_maps(const struct scene *s, int nr_2m, int nr_4k)
+{
+	if (s->other_2m < 0)
+		return;
+	fact("guest", "has mapped of the file", text("%d x 2 MiB, %d x 4 KiB", nr_2m, nr_4k),
+	     text("%lld x 2 MiB, %lld x 4 KiB", vm_stat(&s->vm, "pages_2m") - s->other_2m,
+		  vm_stat(&s->vm, "pages_4k") - s->other_4k));
+}
+
+/* A block is one allocation, and one mapping. */
+static void map_blocks(struct scene *s)
+{
+	const char *got = "works";
+	int i;
+
+	s->other_2m = vm_stat(&s->vm, "pages_2m");
+	s->other_4k = vm_stat(&s->vm, "pages_4k");
+	if (s->other_2m < 0)
+		note("this KVM does not tell how large the guest's mappings are");
+
+	host_allocates(s);
+	fdinfo_fact(s, "gmem-blocks-whole", text("%d", NR_BLOCKS));
+	for (i = 0; i < NR_BLOCKS && !strcmp(got, "works"); i++)
+		got = guest_write_text(&s->vm, scene_gpa(s, i), text("number %d", i));
+	fact("guest", text("writes \"number ...\" into each of blocks 0 to %d", NR_BLOCKS - 1),
+	     "works", got);
+	guest_maps(s, NR_BLOCKS, 0);
+	scene_map(s);
+}
+
+/* The page is neither copied nor moved, and the block is one again afterwards. */
+static void convert_in_block(struct scene *s)
+{
+	const size_t at = s->block / page / 2;
+	/* Otherwise the guest has the same page either way. */
+	const bool split = vm_private_type() >= 0;
+
+	guest_writes_page(s, 5, at, "in the middle");
+	guest_writes_page(s, 5, at + 1, "next to it");
+	vmm_converts_page(s, 5, at, true);
+	host_reads_page(s, 5, at, "SIGBUS");
+	host_reads_page(s, 5, at + 1, "\"next to it\"");
+	host_reads(s, 5, "\"number 5\"");
+	guest_reads_page(s, 5, at, "\"in the middle\"");
+	guest_reads_page(s, 5, at + 1, "\"next to it\"");
+	guest_maps(s, NR_BLOCKS - split, 2 * split);
+	note(split ? "block 5 by pages, of which the guest has touched two" :
+		     "private or not is the same thing to the guest");
+	fdinfo_fact(s, "gmem-blocks-whole", text("%d", NR_BLOCKS));
+	scene_map(s);
+
+	vmm_converts_page(s, 5, at, false);
+	host_reads_page(s, 5, at, "\"in the middle\"");
+	guest_reads_page(s, 5, at, "\"in the middle\"");
+	guest_maps(s, NR_BLOCKS, 0);
+	scene_map(s);
+}
+
+/* What is freed in part gets other memory in its place. */
+static void break_block(struct scene *s)
+{
+	const size_t at = s->block / page / 2;
+
+	guest_writes_page(s, 2, at, "to be dropped");
+	host_punches_page(s, 2, at);
+	fdinfo_fact(s, "gmem-blocks-whole", text("%d", NR_BLOCKS - 1));
+	fdinfo_fact(s, "gmem-blocks-broken", "1");
+	fdinfo_fact(s, "gmem-present", text("%zu", s->size / page - 1));
+	guest_reads_page(s, 2, at, "zeroes");
+	guest_reads(s, 2, "\"number 2\"");
+	guest_maps(s, NR_BLOCKS - 1, 2);
+	note("the page has memory of its own now: block 2 stays broken");
+	scene_map(s);
+	scene_fdinfo(s);
+}
+
+/* Memory that the guest maps by 2 MiB, and the host still has by pages. */
+static void file_of_blocks(int nr)
+{
+	struct scene s;
+
+	chapter(nr, "Blocks", "memory by 2 MiB, of which the host still has each page");
+	if (!scene_begin_shared(&s, GUEST_MEMFD_BLOCK_SIZE_2MB, 1UL << 21))
+		return;
+
+	if (scene_bind(&s, NULL)) {
+		map_blocks(&s);
+		convert_in_block(&s);
+		break_block(&s);
 	}
 	scene_end(&s);
 }
@@ -930,6 +1119,7 @@ static void (*const chapters[])(int nr) = {
 	held_page,
 	initial_image,
 	larger_file,
+	file_of_blocks,
 };
 
 int main(void)

@@ -402,6 +402,12 @@ __u64 vm_gmem_flags(const struct vm *vm)
 	return must(kvm_ioctl(vm->fd, KVM_CHECK_EXTENSION, (void *)KVM_CAP_GUEST_MEMFD_FLAGS));
 }
 
+__u64 vm_block_sizes(const struct vm *vm)
+{
+	return must(kvm_ioctl(vm->fd, KVM_CHECK_EXTENSION,
+			      (void *)KVM_CAP_GUEST_MEMFD_BLOCK_SIZES));
+}
+
 /* KVM_CAP_MEMORY_ATTRIBUTES2 is another thing: it is about the VM's ioctl. */
 bool vm_can_convert(const struct vm *vm)
 {
@@ -550,6 +556,44 @@ int vm_convert(const struct vm *vm, __u64 gpa, __u64 size, bool private,
 		}
 	}
 	return 0;
+}
+
+static void read_stats(int fd, void *to, size_t size, off_t offset)
+{
+	if (pread(fd, to, size, offset) != (ssize_t)size)
+		give_up(1, "cannot read the statistics of the VM");
+}
+
+/* The file has a header, which says where the descriptors and the values are. */
+__s64 vm_stat(const struct vm *vm, const char *name)
+{
+	int fd = kvm_ioctl(vm->fd, KVM_GET_STATS_FD, NULL);
+	struct kvm_stats_header header;
+	struct kvm_stats_desc *desc;
+	__s64 value = -1;
+	size_t size;
+	__u32 i;
+
+	if (fd < 0)
+		return -1;
+
+	read_stats(fd, &header, sizeof(header), 0);
+	size = sizeof(*desc) + header.name_size;
+	desc = malloc(size);
+	if (!desc)
+		give_up(1, "malloc: %s", strerror(errno));
+
+	for (i = 0; i < header.num_desc; i++) {
+		read_stats(fd, desc, size, header.desc_offset + i * size);
+		if (strncmp(desc->name, name, header.name_size))
+			continue;
+		read_stats(fd, &value, sizeof(value), header.data_offset + desc->offset);
+		break;
+	}
+
+	free(desc);
+	close(fd);
+	return value;
 }
 
 int vm_guest_write(struct vm *vm, __u64 gpa, __u32 word)

@@ -16,7 +16,7 @@
 #include <linux/kvm.h>
 #include <linux/types.h>
 
-/* Where the files begin in the guest's memory. */
+/* Where files begin in the guest's memory, if their blocks can be there. */
 #define GMEM_GPA	0x100000
 
 /*
@@ -69,6 +69,9 @@ void vm_destroy(struct vm *vm);
 /* The GUEST_MEMFD_FLAG_* that files of this VM can have. */
 __u64 vm_gmem_flags(const struct vm *vm);
 
+/* The sizes of blocks that files of this VM can have: the sum, in bytes, or 0. */
+__u64 vm_block_sizes(const struct vm *vm);
+
 /* Whether files of this VM can be converted in place. */
 bool vm_can_convert(const struct vm *vm);
 
@@ -110,6 +113,12 @@ int gmem_run(int gmem, __u64 offset, __u64 *size, bool *private);
  */
 int vm_convert(const struct vm *vm, __u64 gpa, __u64 size, bool private,
 	       struct vm_part *busy);
+
+/*
+ * One of KVM's statistics of the VM, or -1 if it has none of that name.  Those of
+ * what the guest has mapped count the pages of all memslots.
+ */
+__s64 vm_stat(const struct vm *vm, const char *name);
 
 /* The guest's program, which can lie anywhere, and to start the vCPU in it. */
 const void *vm_program(size_t *size);
