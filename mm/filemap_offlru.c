@@ -60,34 +60,31 @@ int filemap_offlru_add(struct address_space *mapping, struct folio *folio,
 EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_add, "kvm");
 
 static struct page *alloc_block_on(gfp_t gfp, unsigned int order, int nid,
-				   nodemask_t *nodemask)
+				   const nodemask_t *nodemask)
 {
+	nodemask_t allowed = cpuset_current_mems_allowed;
 	struct page *page;
 
+	if (nodemask)
+		nodes_and(allowed, allowed, *nodemask);
+
 #ifdef CONFIG_CONTIG_ALLOC
+	/* This knows nothing of cpusets. */
 	if (order > MAX_PAGE_ORDER)
-		return alloc_contig_pages(1UL << order, gfp, nid,
-					  nodemask ?: &cpuset_current_mems_allowed);
+		return alloc_contig_pages(1UL << order, gfp, nid, &allowed);
 #endif
-	page = __alloc_pages(gfp, order, nid, nodemask, ALLOC_DEFAULT);
+	/* Rather have none than one that is far away, unless it is worth an effort. */
+	if (!nodemask && !(gfp & __GFP_DIRECT_RECLAIM))
+		gfp |= __GFP_THISNODE;
+
+	page = __alloc_pages(gfp, order, nid, nodemask ? &allowed : NULL, ALLOC_DEFAULT);
 	if (page)
 		split_page(page, order);
 	return page;
 }
 
-/**
- * filemap_offlru_alloc_block() - Allocate contiguous memory for pages of a file
- * @gfp: how, without __GFP_COMP and __GFP_MOVABLE
- * @order: how many, as a power of two; the memory is aligned alike
- * @policy: where, or NULL for the policy of the current task
- * @index: where in the file, which is how interleaving takes turns
- *
- * Context: may sleep, depending on @gfp, and for long above MAX_PAGE_ORDER.
- * Return: pages of order 0, each with a reference, for
- *         filemap_offlru_add_block() or filemap_offlru_free_block(); or NULL.
- */
-struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
-					struct mempolicy *policy, pgoff_t index)
+static struct page *alloc_block(gfp_t gfp, unsigned int order,
+				struct mempolicy *policy, pgoff_t index)
 {
 	nodemask_t *nodemask = NULL;
 	int nid = numa_node_id();
@@ -109,20 +106,16 @@ struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
 #endif
 	return alloc_block_on(gfp, order, nid, nodemask);
 }
-EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_alloc_block, "kvm");
 
-/**
- * filemap_offlru_free_block() - Free contiguous memory that is in no file
- * @page: from filemap_offlru_alloc_block()
- * @order: as there
- *
- * Context: any that may free pages.
- */
-void filemap_offlru_free_block(struct page *page, unsigned int order)
+static void free_pages_in_turn(struct page *page, unsigned long nr)
 {
-	__free_contig_range(page_to_pfn(page), 1UL << order);
+	unsigned long i;
+
+	for (i = 0; i < nr; i += OFFLRU_BATCH) {
+		__free_contig_range(page_to_pfn(page) + i, min(nr - i, OFFLRU_BATCH));
+		cond_resched();
+	}
 }
-EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_free_block, "kvm");
 
 /* Are two pages counted in the same place? */
 static bool same_lruvec(const struct folio *a, const struct folio *b)
@@ -162,6 +155,7 @@ static void uncharge_pages(struct page *page, unsigned long nr)
 			continue;
 		mem_cgroup_uncharge_folios(&batch);
 		folio_batch_reinit(&batch);
+		cond_resched();
 	}
 	mem_cgroup_uncharge_folios(&batch);
 }
@@ -172,9 +166,9 @@ static int check_signals(bool any)
 	return (any ? signal_pending(current) : fatal_signal_pending(current)) ? -EINTR : 0;
 }
 
-static int charge_pages(struct page *page, unsigned long nr, gfp_t gfp,
-			bool any_signal)
+static int charge_pages(struct page *page, unsigned long nr, bool any_signal)
 {
+	const gfp_t gfp = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 	unsigned long i;
 	int ret = 0;
 
@@ -190,15 +184,64 @@ static int charge_pages(struct page *page, unsigned long nr, gfp_t gfp,
 	return 0;
 }
 
+/**
+ * filemap_offlru_alloc_block() - Allocate contiguous memory for pages of a file
+ * @gfp: how, without __GFP_COMP and __GFP_MOVABLE
+ * @order: how many, as a power of two; the memory is aligned alike
+ * @policy: where, or NULL for the policy of the current task
+ * @index: where in the file, which is how interleaving takes turns
+ * @any_signal: whether to give up for any signal, or only if the task is killed
+ *
+ * The pages are charged to the memory cgroup of the current task.  If need be, it is
+ * reclaimed for that, whatever @gfp, but nobody is killed.
+ *
+ * Context: may sleep, and for long above MAX_PAGE_ORDER.
+ * Return: pages of order 0, each with a reference, for filemap_offlru_add_block() or
+ *         filemap_offlru_free_block(); or an ERR_PTR: -ENOMEM or -EINTR.
+ */
+struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
+					struct mempolicy *policy, pgoff_t index,
+					bool any_signal)
+{
+	struct page *page = alloc_block(gfp, order, policy, index);
+	int ret;
+
+	if (!page)
+		return ERR_PTR(-ENOMEM);
+
+	ret = charge_pages(page, 1UL << order, any_signal);
+	if (ret) {
+		free_pages_in_turn(page, 1UL << order);
+		return ERR_PTR(ret);
+	}
+	return page;
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_alloc_block, "kvm");
+
+/**
+ * filemap_offlru_free_block() - Free contiguous memory that is in no file
+ * @page: from filemap_offlru_alloc_block()
+ * @order: as there
+ *
+ * Context: may sleep.
+ */
+void filemap_offlru_free_block(struct page *page, unsigned int order)
+{
+	uncharge_pages(page, 1UL << order);
+	free_pages_in_turn(page, 1UL << order);
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_free_block, "kvm");
+
 static void set_up_page(struct address_space *mapping, struct folio *folio,
 			pgoff_t index)
 {
 	folio->mapping = mapping;
 	folio->index = index;
+	/* memory_failure() leaves the page alone until it is unevictable. */
 	__folio_set_locked(folio);
-	folio_set_unevictable(folio);
-	folio_set_dirty(folio);
 	__folio_mark_uptodate(folio);
+	folio_set_dirty(folio);
+	folio_set_unevictable(folio);
 }
 
 /*
@@ -260,7 +303,6 @@ static void take_pages_back(struct page *page, unsigned long nr, unsigned long d
 		if (i % OFFLRU_BATCH == 0)
 			cond_resched();
 	}
-	uncharge_pages(page, nr);
 }
 
 /**
@@ -272,8 +314,7 @@ static void take_pages_back(struct page *page, unsigned long nr, unsigned long d
  * @gfp: how to allocate what is needed for that
  * @any_signal: whether to give up for any signal, or only if the task is killed
  *
- * The pages are charged to the memory cgroup of the current task.  The file takes
- * over the reference to each.
+ * The file takes over the reference to each page, and the charge.
  *
  * Where this fails, others may have seen some of the pages.  They wait for the folio
  * lock, and then find that the page is not the file's.
@@ -292,10 +333,6 @@ int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 
 	VM_WARN_ON_ONCE(!mapping_inaccessible(mapping));
 
-	ret = charge_pages(page, nr, gfp, any_signal);
-	if (ret)
-		return ret;
-
 	do {
 		end = min(done + OFFLRU_BATCH, nr);
 		for (i = done; i < end; i++)
@@ -306,7 +343,6 @@ int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 			ret = check_signals(any_signal);
 		if (ret) {
 			/* The rest has not been set up. */
-			uncharge_pages(page + end, nr - end);
 			take_pages_back(page, end, done);
 			return ret;
 		}

@@ -55,7 +55,8 @@ static inline bool page_is_offlru(const struct page *page)
 int filemap_offlru_add(struct address_space *mapping, struct folio *folio,
 		       pgoff_t index, gfp_t gfp);
 struct page *filemap_offlru_alloc_block(gfp_t gfp, unsigned int order,
-					struct mempolicy *policy, pgoff_t index);
+					struct mempolicy *policy, pgoff_t index,
+					bool any_signal);
 void filemap_offlru_free_block(struct page *page, unsigned int order);
 int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 			     pgoff_t index, unsigned long nr, gfp_t gfp,

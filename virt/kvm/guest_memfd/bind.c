@@ -63,8 +63,8 @@ static bool gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 	struct interval_tree_node *node = gmem_first_binding(f, start, end);
 	struct kvm_memory_slot *slot;
 	struct kvm_gfn_range range;
-	gfn_t first, end_gfn;
 	bool flush = false;
+	gfn_t nr;
 
 	if (!node)
 		return false;
@@ -77,10 +77,9 @@ static bool gmem_file_invalidate_begin(struct gmem_file *f, pgoff_t start,
 		range = gmem_slot_range(slot, start, end, filter);
 
 		/* Stop faults on neighbours too, that are about to map a whole block. */
-		first = range.start;
-		end_gfn = range.end;
-		kvm_gmem_widen_range(slot, &first, &end_gfn);
-		kvm_mmu_invalidate_range_add(f->kvm, first, end_gfn);
+		nr = BIT(kvm_gmem_block_order(slot));
+		kvm_mmu_invalidate_range_add(f->kvm, round_down(range.start, nr),
+					     round_up(range.end, nr));
 
 		flush |= kvm_mmu_unmap_gfn_range(f->kvm, &range);
 		kvm_arch_gmem_invalidate_range(f->kvm, &range);

@@ -20,7 +20,8 @@
  *     user, a guest or populate wrote.  Nobody maps a page that is not, but for
  *     the architecture while it populates it.
  * B2  Pages enter under invalidate_lock in either mode, and leave under it
- *     exclusive.
+ *     exclusive; but for pages of a block that fails to enter, which are locked
+ *     until they have gone.
  * B3  A page with GMEM_BLOCK is present, up to date, without a memory error that
  *     has been handled, and at the same distance from the start of the block as the
  *     index is from that of the place.
@@ -109,7 +110,7 @@ static int gmem_block_zero(struct page *page, unsigned int order, bool patient)
 	for (i = 0; i < BIT(order); i++) {
 		clear_highpage(page + i);
 
-		if ((i + 1) % GMEM_BATCH)
+		if ((i + 1) % GMEM_BATCH || i + 1 == BIT(order))
 			continue;
 		if (patient ? signal_pending(current) : fatal_signal_pending(current))
 			return -EINTR;
@@ -133,15 +134,32 @@ static gfp_t gmem_block_gfp(struct inode *inode, unsigned int order, bool patien
 }
 
 static struct page *gmem_block_alloc(struct inode *inode, pgoff_t start,
-				     unsigned int order, gfp_t gfp)
+				     unsigned int order, gfp_t gfp, bool patient)
 {
 	struct mempolicy *policy;
 	struct page *page;
 
 	policy = mpol_shared_policy_lookup(&GMEM_I(inode)->policy, start);
-	page = filemap_offlru_alloc_block(gfp, order, policy, start);
+	page = filemap_offlru_alloc_block(gfp, order, policy, start, patient);
 	mpol_cond_put(policy);
 	return page;
+}
+
+static void gmem_block_break(struct inode *inode, pgoff_t start, pgoff_t end)
+{
+	struct gmem_inode *gi = GMEM_I(inode);
+
+	end = min(end, gmem_nr_pages(inode));
+	if (!gi->block_order || start >= end)
+		return;
+
+	guard(mutex)(&gi->block_lock);
+	gmem_state_set(&gi->state, start, end, GMEM_BLOCK, 0);
+}
+
+void gmem_block_break_folio(struct inode *inode, struct folio *folio)
+{
+	gmem_block_break(inode, folio->index, folio_next_index(folio));
 }
 
 /* Insert a block and say that it is one; all or nothing. */
@@ -171,13 +189,15 @@ static int gmem_block_insert(struct inode *inode, struct page *page, pgoff_t sta
 			return ret;
 		}
 
-		/* Who sees the bit, without a lock, sees the pages and the zeroes. */
-		smp_wmb();
 		gmem_state_commit(&gi->state, &change);
 	}
 
-	for (i = 0; i < BIT(order); i++)
+	for (i = 0; i < BIT(order); i++) {
+		/* Marked before it was the inode's: nobody is going to tell. */
+		if (PageHWPoison(page + i))
+			gmem_block_break_folio(inode, page_folio(page + i));
 		folio_unlock(page_folio(page + i));
+	}
 	return 0;
 }
 
@@ -202,11 +222,11 @@ static int gmem_block_fill_place(struct inode *inode, pgoff_t start,
 	struct page *page;
 	int ret;
 
-	page = gmem_block_alloc(inode, start, order, gfp);
-	if (!page)
-		return -ENOMEM;
+	page = gmem_block_alloc(inode, start, order, gfp, patient);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
 
-	ret = gmem_block_zero(page, order, patient);
+	ret = want_init_on_alloc(gfp) ? 0 : gmem_block_zero(page, order, patient);
 	if (!ret)
 		ret = gmem_block_insert(inode, page, start, order, gfp, patient);
 	if (ret)
@@ -236,22 +256,26 @@ int gmem_block_fill(struct inode *inode, pgoff_t index, bool patient)
 	pgoff_t start = round_down(index, BIT(order));
 	struct gmem_inode *gi = GMEM_I(inode);
 	struct mutex *lock;
-	int ret = 0;
+	int ret;
+
+	if (gmem_block_is_used(inode, start, order))
+		return gmem_block_fill_page(inode, index);
 
 	/* Some places share a lock.  All that costs is time. */
 	lock = &gi->fill_lock[(index >> order) % GMEM_NR_FILL_LOCKS];
 	if (mutex_lock_killable(lock))
 		return -EINTR;
 
-	if (!gmem_block_is_used(inode, start, order)) {
-		ret = gmem_block_fill_place(inode, start, order, patient);
-		trace_kvm_gmem_block(inode, start, order, ret);
-		if (!ret || ret == -EINTR || order > MAX_PAGE_ORDER)
-			goto out_unlock;
+	/* Whoever was faster may have brought what is wanted, or not: see again. */
+	if (gmem_block_is_used(inode, start, order)) {
+		mutex_unlock(lock);
+		return 0;
 	}
 
-	ret = gmem_block_fill_page(inode, index);
-out_unlock:
+	ret = gmem_block_fill_place(inode, start, order, patient);
+	trace_kvm_gmem_block(inode, start, order, ret);
+	if (ret == -ENOMEM && order <= MAX_PAGE_ORDER)
+		ret = gmem_block_fill_page(inode, index);
 	mutex_unlock(lock);
 	return ret == -EEXIST ? 0 : ret;
 }
@@ -283,33 +307,6 @@ int gmem_block_allocate(struct inode *inode, pgoff_t *start, pgoff_t end)
 	}
 
 	return 0;
-}
-
-/* The block bit can be set among pages that are not blocks', but seldom is. */
-static void gmem_block_break(struct inode *inode, pgoff_t start, pgoff_t end)
-{
-	struct gmem_inode *gi = GMEM_I(inode);
-	pgoff_t index = start, next;
-	unsigned long block;
-
-	end = min(end, gmem_nr_pages(inode));
-	if (!gi->block_order || start >= end)
-		return;
-
-	guard(mutex)(&gi->block_lock);
-	for (; index < end; index = next) {
-		next = min(gmem_state_run(&gi->state, index, GMEM_BLOCK, &block), end);
-		if (block) {
-			gmem_state_set(&gi->state, start, end, GMEM_BLOCK, 0);
-			return;
-		}
-		cond_resched();
-	}
-}
-
-void gmem_block_break_folio(struct inode *inode, struct folio *folio)
-{
-	gmem_block_break(inode, folio->index, folio_next_index(folio));
 }
 
 /* Does a place have memory of a block? */

@@ -37,13 +37,27 @@ static void gmem_punch_hole(struct inode *inode, pgoff_t start, pgoff_t end)
 	filemap_invalidate_unlock(mapping);
 }
 
-/*
- * Make what is new the guest's, even if it is a part, a batch at a time; and of blocks,
- * all that comes along.
- */
+/* Fill a place, and if that brings a block, make all of it the guest's. */
+static int gmem_fill(struct inode *inode, pgoff_t index)
+{
+	pgoff_t nr = BIT(gmem_block_order(inode, index)), start = round_down(index, nr);
+	int ret;
+
+	ret = gmem_block_fill(inode, index, true);
+	if (ret)
+		return ret;
+
+	filemap_invalidate_lock_shared(inode->i_mapping);
+	if (gmem_state_get(&GMEM_I(inode)->state, index, GMEM_BLOCK, NULL))
+		ret = gmem_own_pages(inode, start, start + nr);
+	filemap_invalidate_unlock_shared(inode->i_mapping);
+	return ret;
+}
+
+/* Make what is new the guest's, even if it is a part, a batch at a time. */
 static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 {
-	pgoff_t index, next, block = BIT(GMEM_I(inode)->block_order);
+	pgoff_t index, next;
 	int ret, own;
 
 	do {
@@ -52,13 +66,12 @@ static int gmem_allocate(struct inode *inode, pgoff_t start, pgoff_t end)
 
 		filemap_invalidate_lock_shared(inode->i_mapping);
 		ret = gmem_block_allocate(inode, &index, next);
-		own = gmem_own_pages(inode, round_down(start, block),
-				     min(round_up(index, block), gmem_nr_pages(inode)));
+		own = gmem_own_pages(inode, start, index);
 		filemap_invalidate_unlock_shared(inode->i_mapping);
 
 		start = index;
 		if (ret == -ENODATA)
-			ret = gmem_block_fill(inode, start, true);
+			ret = gmem_fill(inode, start);
 		ret = ret ?: own;
 	} while (!ret && start < end);
 

@@ -62,7 +62,8 @@
  *       Shared: a page is looked up or allocated, on behalf of a user, of a
  *       guest or of fallocate(), mapped for a user, and made the guest's own.
  *   gmem_inode->own_lock
- *       What pages are owned, among those who hold invalidate_lock shared.
+ *       What pages are owned, among those who hold invalidate_lock shared.  A block
+ *       enters under it, for its pages may be taken back.
  *   folio lock
  *       Presence and initialisation of one page.  The memory error handler
  *       arrives with it held and so cannot take the locks above.  A user fault
@@ -72,7 +73,9 @@
  *       exclusively too, so that an invalidation, which can span other work
  *       like truncation, ends in exactly the VMs that it began in.
  *   gmem_inode->block_lock
- *       Which pages are memory of blocks.  The memory error handler takes it.
+ *       Which pages are memory of blocks.  A block enters under it, with its pages
+ *       locked, which nobody else has yet.  memory_failure() waits for it, with a
+ *       lock of the whole host: charge nothing under it.
  *   kvm->mmu_lock
  *
  * State is read under RCU alone where it is a hint that an invalidation corrects,
@@ -89,7 +92,7 @@
  *   bind.c      memslots, and who maps a range
  *   block.c     physical memory; mm/filemap_offlru.c puts it into the page cache
  *   inode.c     the pseudo file system and the life of an inode
- *   state.c     what is private; a data structure
+ *   state.c     what is known of each page; a data structure
  *
  * Only the table of what core-mm may do, in inode.c, names functions from above, and
  * bind.c does, which has own.c take the pages of a range before it is bound.
@@ -113,7 +116,7 @@
 #include "state.h"
 
 /* For as many CPUs that fill one inode with blocks. */
-#define GMEM_NR_FILL_LOCKS	8
+#define GMEM_NR_FILL_LOCKS	16
 
 /**
  * struct gmem_inode - guest memory
@@ -182,12 +185,6 @@ static inline struct gmem_inode *GMEM_I(const struct inode *inode)
 static inline pgoff_t gmem_nr_pages(const struct inode *inode)
 {
 	return GMEM_I(inode)->state.nr_pages;
-}
-
-/* Stable under invalidate_lock; a hint without. */
-static inline bool gmem_is_private(const struct inode *inode, pgoff_t index)
-{
-	return gmem_state_get(&GMEM_I(inode)->state, index, GMEM_PRIVATE, NULL);
 }
 
 static inline pgoff_t gmem_gfn_to_index(const struct kvm_memory_slot *slot,

@@ -223,8 +223,8 @@ static void gmem_init_private(struct inode *inode, pgoff_t start, pgoff_t end)
 
 	folio_batch_init(&batch);
 	for (; start < end; start = next) {
-		next = min(gmem_state_run(st, start, GMEM_PRIVATE | GMEM_BLOCK, &bits), end);
-		/* Blocks were zeroed when they were new. */
+		next = min(gmem_state_run(st, start, ~0UL, &bits), end);
+		/* Owned pages have been zeroed, and blocks were when they were new. */
 		if (bits != GMEM_PRIVATE)
 			continue;
 
@@ -502,16 +502,22 @@ int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end)
 
 int __gmem_own_page(struct inode *inode, pgoff_t index)
 {
-	pgoff_t nr = BIT(gmem_block_order(inode, index)), start = round_down(index, nr);
 	struct gmem_inode *gi = GMEM_I(inode);
+	pgoff_t start = index, nr = 1;
 	int ret;
 
 	/* The VM owns nothing but its initial image, and this is no part of it. */
 	if (!kvm_arch_gmem_can_own(gi->owner))
 		return -EIO;
 
-	/* What comes as a block changes hands as one. */
+	/* What comes as a block changes hands as one, if it can. */
+	if (gmem_state_get(&gi->state, index, GMEM_BLOCK, NULL)) {
+		nr = BIT(gmem_block_order(inode, index));
+		start = round_down(index, nr);
+	}
 	ret = gmem_own_pages(inode, start, start + nr);
+	if (ret && ret != -EINTR && nr > 1)
+		ret = gmem_own_pages(inode, index, index + 1);
 	/* If it is not owned for all that, it has got a memory error meanwhile (O4). */
 	if (!ret && !gmem_state_get(&gi->state, index, GMEM_OWNED, NULL))
 		ret = -EHWPOISON;

@@ -43,14 +43,6 @@ u8 kvm_gmem_block_order(const struct kvm_memory_slot *slot)
 	return gi ? gi->block_order : 0;
 }
 
-void kvm_gmem_widen_range(const struct kvm_memory_slot *slot, gfn_t *start, gfn_t *end)
-{
-	gfn_t nr = BIT(kvm_gmem_block_order(slot));
-
-	*start = max(round_down(*start, nr), slot->base_gfn);
-	*end = min(round_up(*end, nr), slot->base_gfn + slot->npages);
-}
-
 /* Has a memslot all of what is around a gfn, with gfns and indices aligned alike? */
 static bool gmem_slot_fits(const struct kvm_memory_slot *slot, gfn_t gfn,
 			   unsigned int order)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * guest_memfd state: which pages are private, and which ones the guest owns.
+ * guest_memfd state: which pages are private, which ones the guest owns, and which
+ * ones are memory of blocks.
  *
  * Owns: struct gmem_state.  It has a radix tree for each GMEM_* bit, with the
  * geometry of the page tables that are filled from it.
@@ -20,8 +21,8 @@
  * S3  Indices behind the last one are equal to it, so that a size that is no
  *     multiple of anything does not keep the end of a file from being uniform.
  *
- * Writers exclude each other by a lock of the caller's (invalidate_lock,
- * exclusive).  Readers hold nothing but the RCU read lock, which is taken here.
+ * Writers of a bit exclude each other by a lock of the caller's, see struct
+ * gmem_inode.  Readers hold nothing but the RCU read lock, which is taken here.
  *
  * Only gmem_state_prepare() can fail.  A change of one bit adds a node where it
  * covers a part of a uniform span.  Such a span has an edge of the range strictly
@@ -32,7 +33,7 @@
  *
  * Why not an xarray: an inode never grows, so the depth is known from the start;
  * and a mixed block should cost its bitmap and no more.  Why a tree for each
- * bit: a block that is mixed in one bit should not pay for both, nor should the
+ * bit: a block that is mixed in one bit should not pay for all, nor should the
  * order of one bit depend on the other.
  *
  * Include no mm and no KVM here: this compiles in user space too.

@@ -202,8 +202,18 @@ static u64 free_memory(void)
 	return nr;
 }
 
-/* Less than twenty huge blocks, more than caches of the kernel take in a while. */
-#define SLACK		(SZ_8M / page_size)
+/*
+ * Less than twenty huge blocks, more than caches of the kernel take in a while.  With
+ * KASAN, what is freed is kept for longer: GMEM_SLACK says how many MiB.
+ */
+static u64 slack(void)
+{
+	const char *text = getenv("GMEM_SLACK");
+
+	return (text ? atoi(text) : 8) * SZ_1M / page_size;
+}
+
+#define SLACK		slack()
 
 /* All of @before is free again.  Tables are freed after a grace period. */
 static void expect_free(struct __test_metadata *_metadata, u64 before, int line)
