@@ -255,28 +255,23 @@ int gmem_block_fill(struct inode *inode, pgoff_t index, bool patient)
 	unsigned int order = gmem_block_order(inode, index);
 	pgoff_t start = round_down(index, BIT(order));
 	struct gmem_inode *gi = GMEM_I(inode);
-	struct mutex *lock;
 	int ret;
 
 	if (gmem_block_is_used(inode, start, order))
 		return gmem_block_fill_page(inode, index);
 
 	/* Some places share a lock.  All that costs is time. */
-	lock = &gi->fill_lock[(index >> order) % GMEM_NR_FILL_LOCKS];
-	if (mutex_lock_killable(lock))
-		return -EINTR;
+	scoped_cond_guard(mutex_kill, return -EINTR,
+			  &gi->fill_lock[(index >> order) % GMEM_NR_FILL_LOCKS]) {
+		/* Whoever was faster may have brought the page, or not: see again. */
+		if (gmem_block_is_used(inode, start, order))
+			return 0;
 
-	/* Whoever was faster may have brought what is wanted, or not: see again. */
-	if (gmem_block_is_used(inode, start, order)) {
-		mutex_unlock(lock);
-		return 0;
+		ret = gmem_block_fill_place(inode, start, order, patient);
+		trace_kvm_gmem_block(inode, start, order, ret);
+		if (ret == -ENOMEM && order <= MAX_PAGE_ORDER)
+			ret = gmem_block_fill_page(inode, index);
 	}
-
-	ret = gmem_block_fill_place(inode, start, order, patient);
-	trace_kvm_gmem_block(inode, start, order, ret);
-	if (ret == -ENOMEM && order <= MAX_PAGE_ORDER)
-		ret = gmem_block_fill_page(inode, index);
-	mutex_unlock(lock);
 	return ret == -EEXIST ? 0 : ret;
 }
 

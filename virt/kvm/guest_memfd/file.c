@@ -9,6 +9,7 @@
  * the memory goes.  There is no read, no write, and no way to open the inode a
  * second time, for i_fop is not set.
  */
+#include <linux/array_size.h>
 #include <linux/compat.h>
 #include <linux/file.h>
 #include <linux/rcupdate_wait.h>
@@ -319,16 +320,20 @@ err_free:
 /* The sizes of blocks that page tables have, and the capability an int for. */
 unsigned long kvm_gmem_block_sizes(void)
 {
-	bool contig = IS_ENABLED(CONFIG_CONTIG_ALLOC);
+	const unsigned int orders[] = { PMD_ORDER, PUD_ORDER };
+	unsigned int max_order = 30 - PAGE_SHIFT, i;
 	unsigned long sizes = PAGE_SIZE;
 
 	if (!IS_ENABLED(CONFIG_HAVE_KVM_GMEM_BLOCKS))
 		return sizes;
 
-	if (PMD_SHIFT <= 30 && (PMD_ORDER <= MAX_PAGE_ORDER || contig))
-		sizes |= PMD_SIZE;
-	if (PUD_SHIFT <= 30 && (PUD_ORDER <= MAX_PAGE_ORDER || contig))
-		sizes |= PUD_SIZE;
+	if (!IS_ENABLED(CONFIG_CONTIG_ALLOC))
+		max_order = min(max_order, MAX_PAGE_ORDER);
+
+	for (i = 0; i < ARRAY_SIZE(orders); i++) {
+		if (orders[i] <= max_order)
+			sizes |= PAGE_SIZE << orders[i];
+	}
 	return sizes;
 }
 
