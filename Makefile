@@ -5,7 +5,7 @@ CONFIG ?= small
 $(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
 $(if $(filter-out small debug bench,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug and bench))
 
-.PHONY: help deps tree export kernel shell demo check bench lint clean distclean
+.PHONY: help deps tree export kernel shell demo check bench mutants lint clean distclean
 .NOTPARALLEL:
 
 help:
@@ -27,6 +27,8 @@ help:
 #@   kernel     build the kernel, its modules and headers (7 min, debug 11; with
 #@              a warm compiler cache 1 min; nothing to do 5 s)
 #@   shell      boot it into a prompt, tests on board
+#@   mutants    break the series in many ways, and see the tests go red (1 min each,
+#@              resumable; harness/mutants NAME for some)
 #@   lint       checkpatch and other checks of the series
 #@   clean      remove what was built, keep build/linux and the download
 #@   distclean  remove build/ with all that is in it
@@ -63,6 +65,9 @@ check: tree
 
 bench: tree
 	@harness/bench
+
+mutants: tree
+	@harness/mutants
 
 lint: tree
 	@harness/lint
