@@ -81,6 +81,23 @@ TRACE_EVENT(kvm_gmem_own,
 		      __entry->ret)
 );
 
+/* What was [start, end) of blocks is not so anymore: punched, or with an error. */
+TRACE_EVENT(kvm_gmem_break,
+	    TP_PROTO(const struct inode *inode, pgoff_t start, pgoff_t end),
+	    TP_ARGS(inode, start, end),
+
+	    TP_STRUCT__entry(__field(u64, ino)
+			     __field(u64, start)
+			     __field(u64, end)),
+
+	    TP_fast_assign(__entry->ino = inode->i_ino;
+			   __entry->start = start;
+			   __entry->end = end;),
+
+	    TP_printk("ino=%llu start=0x%llx end=0x%llx", __entry->ino, __entry->start,
+		      __entry->end)
+);
+
 /* To fill an aligned place for 2^order pages: with a block, or -ENOMEM, -EINTR. */
 TRACE_EVENT(kvm_gmem_block,
 	    TP_PROTO(const struct inode *inode, pgoff_t index, unsigned int order,

@@ -155,6 +155,7 @@ static void gmem_block_break(struct inode *inode, pgoff_t start, pgoff_t end)
 
 	guard(mutex)(&gi->block_lock);
 	gmem_state_set(&gi->state, start, end, GMEM_BLOCK, 0);
+	trace_kvm_gmem_break(inode, start, end);
 }
 
 void gmem_block_break_folio(struct inode *inode, struct folio *folio)

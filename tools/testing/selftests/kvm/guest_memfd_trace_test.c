@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The tracepoints of guest_memfd: what conversion and ownership leave in the trace.
+ * The tracepoints of guest_memfd: what conversion, blocks and ownership leave in the
+ * trace.
  */
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -91,6 +92,42 @@ TEST_F(trace, conversions)
 	close(pipefd[0]);
 	close(pipefd[1]);
 	kvm_munmap(mem, 16 * page_size);
+}
+
+/* Two blocks, of which the second is broken and then given up, and one left over. */
+TEST_F(trace, blocks)
+{
+	u64 sizes = kvm_check_cap(KVM_CAP_GUEST_MEMFD_BLOCK_SIZES) & ~page_size, size, flags;
+	const u64 order = sizes ? __builtin_ctzll(sizes / page_size) : 0;
+	char text[200];
+	struct stat st;
+
+	if (!sizes)
+		SKIP(return, "needs blocks");
+
+	close(self->fd);
+	size = page_size << order;
+	flags = (u64)__builtin_ctzll(size) << GUEST_MEMFD_BLOCK_SIZE_SHIFT;
+	self->fd = vm_create_guest_memfd(self->vm, 2 * size + page_size, flags);
+	ASSERT_EQ(0, fstat(self->fd, &st));
+	self->ino = st.st_ino;
+
+	ASSERT_WORKS(fallocate(self->fd, GMEM_ALLOC, 0, 2 * size + page_size));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_PUNCH, size + page_size, 2 * page_size));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_ALLOC, size, size));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_PUNCH, size, size));
+	ASSERT_WORKS(fallocate(self->fd, GMEM_ALLOC, size, page_size));
+
+	read_trace(self, "kvm_gmem_block");
+	snprintf(text, sizeof(text), "index=0x0 order=%lu ret=0\n"
+		 "index=0x%llx order=%lu ret=0\nindex=0x%llx order=%lu ret=0\n",
+		 order, 1ull << order, order, 1ull << order, order);
+	EXPECT_STREQ(text, self->text);
+
+	read_trace(self, "kvm_gmem_break");
+	snprintf(text, sizeof(text), "start=0x%llx end=0x%llx\nstart=0x%llx end=0x%llx\n",
+		 (1ull << order) + 1, (1ull << order) + 3, 1ull << order, 2ull << order);
+	EXPECT_STREQ(text, self->text);
 }
 
 #ifdef __x86_64__
