@@ -88,7 +88,6 @@ static struct page *alloc_block(gfp_t gfp, unsigned int order,
 {
 	nodemask_t *nodemask = NULL;
 	int nid = numa_node_id();
-	struct page *page;
 
 #ifdef CONFIG_NUMA
 	if (!policy)
@@ -97,6 +96,8 @@ static struct page *alloc_block(gfp_t gfp, unsigned int order,
 
 	/* What is preferred is preferred to others, not to the trouble of reclaim. */
 	if (policy->mode == MPOL_PREFERRED_MANY) {
+		struct page *page;
+
 		page = alloc_block_on((gfp | __GFP_NOWARN) & ~__GFP_DIRECT_RECLAIM,
 				      order, nid, nodemask);
 		if (page)
