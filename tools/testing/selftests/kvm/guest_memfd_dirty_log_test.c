@@ -1135,7 +1135,7 @@ struct race {
 	struct glog g;
 	struct race_ctl *ctl;	/* the guest's */
 	pthread_t threads[3];
-	u64 stop, vcpu_gone;
+	u64 stop, give_up, vcpu_gone;
 	sem_t paused, resume;
 
 	const char *what;	/* failed */
@@ -1255,10 +1255,10 @@ static void *vcpu_thread(void *arg)
 	for (;;) {
 		do {
 			ret = __vcpu_run(vcpu);
-		} while (ret && errno == EINTR);
+		} while (ret && errno == EINTR && !race_get(&r->give_up));
 
 		if (ret) {
-			race_fails(r, errno, "KVM_RUN");
+			race_fails(r, errno, "KVM_RUN, at last");
 			*guest_was_reset |= runs_host_code(vcpu);
 			break;
 		}
@@ -1329,6 +1329,31 @@ static void *convert_thread(void *arg)
 	return NULL;
 }
 
+static void on_signal(int sig)
+{
+}
+
+/* A guest that does not stop is asked where it is, see vcpu_thread(). */
+static void race_stop_vcpu(struct race *r)
+{
+	const struct sigaction sa = { .sa_handler = on_signal };	/* no SA_RESTART */
+	const u64 end = now_ms() + 5000;
+
+	TEST_ASSERT(!sigaction(SIGUSR1, &sa, NULL), "sigaction() failed");
+	while (!race_get(&r->vcpu_gone)) {
+		/* Or else a vCPU whose ring is full does not get there. */
+		if (r->g.mode == RING)
+			read_ring(&r->g);
+		usleep(100);
+		if (now_ms() < end)
+			continue;
+
+		race_put(&r->give_up, 1);
+		pthread_kill(r->threads[0], SIGUSR1);
+		usleep(10000);
+	}
+}
+
 static void race_start(struct race *r)
 {
 	static void *(* const threads[])(void *) = { vcpu_thread, punch_thread, convert_thread };
@@ -1346,11 +1371,7 @@ static void race_end(struct __test_metadata *_metadata, struct race *r)
 	race_put(&r->ctl->stop, 1);
 	race_put(&r->ctl->pause, 0);
 	sem_post(&r->resume);
-	/* Or else a vCPU whose ring is full does not get there. */
-	while (r->g.mode == RING && !race_get(&r->vcpu_gone)) {
-		read_ring(&r->g);
-		usleep(100);
-	}
+	race_stop_vcpu(r);
 	for (i = 0; i < ARRAY_SIZE(r->threads); i++)
 		kvm_pthread_join(r->threads[i], NULL);
 
@@ -1428,7 +1449,8 @@ TEST_F(race, migration)
 		}
 
 		race_put(&r->ctl->pause, 1);
-		while (sem_trywait(&r->paused) && !race_get(&r->vcpu_gone)) {
+		while (sem_trywait(&r->paused) && !race_get(&r->vcpu_gone) &&
+		       now_ms() < end + 5000) {
 			copy_pages(g, copy, glog_read(g, 0));
 			usleep(100);
 		}
