@@ -16,9 +16,9 @@ help:
 #@   demo       boot our kernel, and watch a small VMM use it
 #@              (8 min on a fresh machine, later 1 min)
 #@   check      run every test; ends with "N passed, N failed, N skipped"
-#@              (9 min with a warm compiler cache; cold, two kernels more)
+#@              (26 min with a warm compiler cache; cold, two kernels more)
 #@   bench      measure our kernel and the base in instructions, against goals
-#@              (2 min; the first time, two kernels more)
+#@              (4 min; the first time, two kernels more)
 #@
 #@   deps       install what is missing, through the package manager (1 min)
 #@   tree       build/linux: the base kernel and the series as git commits
