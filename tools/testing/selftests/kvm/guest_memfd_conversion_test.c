@@ -40,27 +40,10 @@ static u64 max_size(void)
 	return LLONG_MAX & ~((u64)page_size - 1);
 }
 
-/* Whether files that have no flags are of the old scheme. */
-static bool old_scheme(void)
-{
-#ifdef __x86_64__
-	int fd = open("/sys/module/kvm/parameters/vm_memory_attributes", O_RDONLY);
-	char val = 'Y';
-
-	if (fd >= 0) {
-		TEST_ASSERT(read(fd, &val, 1) == 1, "read() failed");
-		close(fd);
-	}
-	return val == 'Y';
-#else
-	return true;
-#endif
-}
-
 /* Whether conversion is for a file with these flags. */
 static bool is_in_place(u64 flags)
 {
-	return flags || !old_scheme();
+	return flags || !gmem_old_scheme();
 }
 
 /* Whether VMs have attributes, some of them at least. */
@@ -372,7 +355,7 @@ TEST_F(interface, capabilities)
 	EXPECT_EQ(GMEM_PRIVATE, kvm_check_cap(KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES));
 	EXPECT_EQ(kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES),
 		  kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2));
-	if (!old_scheme())
+	if (!gmem_old_scheme())
 		EXPECT_EQ(0u, kvm_check_cap(KVM_CAP_MEMORY_ATTRIBUTES2));
 
 	for (type = 0; type < 32; type++) {
@@ -392,7 +375,7 @@ TEST_F(interface, capabilities)
 			EXPECT_EQ(0, vm_check_cap(vm, KVM_CAP_MEMORY_ATTRIBUTES2));
 #ifdef __x86_64__
 		if (type == KVM_X86_SW_PROTECTED_VM)
-			EXPECT_EQ(old_scheme() ? (int)GMEM_PRIVATE : 0,
+			EXPECT_EQ(gmem_old_scheme() ? (int)GMEM_PRIVATE : 0,
 				  vm_check_cap(vm, KVM_CAP_MEMORY_ATTRIBUTES2));
 #endif
 		EXPECT_EQ(flags, vm_check_cap(vm, KVM_CAP_GUEST_MEMFD_FLAGS) & flags)

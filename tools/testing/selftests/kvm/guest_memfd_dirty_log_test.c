@@ -40,23 +40,6 @@
 static size_t page_size;
 static bool *guest_was_reset;	/* shared with the processes of the cases */
 
-/* Whether files that have no flags are of the old scheme. */
-static bool old_scheme(void)
-{
-#ifdef __x86_64__
-	int fd = open("/sys/module/kvm/parameters/vm_memory_attributes", O_RDONLY);
-	char val = 'Y';
-
-	if (fd >= 0) {
-		TEST_ASSERT(read(fd, &val, 1) == 1, "read() failed");
-		close(fd);
-	}
-	return val == 'Y';
-#else
-	return true;
-#endif
-}
-
 static u64 offset_of(int page)
 {
 	return page * page_size;
@@ -321,7 +304,7 @@ TEST_F(flags, old_scheme)
 {
 	int fd;
 
-	if (!old_scheme())
+	if (!gmem_old_scheme())
 		SKIP(return, "all files are in place: vm_memory_attributes=N");
 
 	fd = vm_create_guest_memfd(self->vm, offset_of(NR_PAGES), 0);
@@ -1232,19 +1215,6 @@ static void race_fails(struct race *r, int err, const char *what)
 	race_put(&r->stop, 1);
 }
 
-/* The code of a guest here is where user space has its own. */
-static bool runs_host_code(struct kvm_vcpu *vcpu)
-{
-#ifdef __x86_64__
-	struct kvm_regs regs;
-
-	vcpu_regs_get(vcpu, &regs);
-	return regs.rip >> 63;
-#else
-	return false;
-#endif
-}
-
 static void *vcpu_thread(void *arg)
 {
 	struct race *r = arg;
@@ -1259,7 +1229,7 @@ static void *vcpu_thread(void *arg)
 
 		if (ret) {
 			race_fails(r, errno, "KVM_RUN, at last");
-			*guest_was_reset |= runs_host_code(vcpu);
+			*guest_was_reset |= gmem_runs_host_code(vcpu);
 			break;
 		}
 		/* Somebody reads the ring, until there is room. */

@@ -680,19 +680,6 @@ static int race_run(struct race_thread *t)
 	return ret;
 }
 
-/* The code of a guest here is where user space has its own. */
-static bool runs_host_code(struct kvm_vcpu *vcpu)
-{
-#ifdef __x86_64__
-	struct kvm_regs regs;
-
-	vcpu_regs_get(vcpu, &regs);
-	return regs.rip >> 63;
-#else
-	return false;
-#endif
-}
-
 static void *vcpu_thread(void *arg)
 {
 	struct race_thread *t = arg;
@@ -709,7 +696,7 @@ static void *vcpu_thread(void *arg)
 
 		if (errno != EFAULT || t->vcpu->run->exit_reason != KVM_EXIT_MEMORY_FAULT) {
 			race_give_up(t, errno, t->what ?: "KVM_RUN");
-			*guest_was_reset |= runs_host_code(t->vcpu);
+			*guest_was_reset |= gmem_runs_host_code(t->vcpu);
 			vcpu_dump(stderr, t->vcpu, 2);
 			return NULL;
 		}

@@ -281,6 +281,36 @@ static inline int gmem_write_file(const char *path, const char *text)
 	return ret;
 }
 
+/* Whether files that have no flags are of the old scheme. */
+static inline bool gmem_old_scheme(void)
+{
+#ifdef __x86_64__
+	int fd = open("/sys/module/kvm/parameters/vm_memory_attributes", O_RDONLY);
+	char val = 'Y';
+
+	if (fd >= 0) {
+		TEST_ASSERT(read(fd, &val, 1) == 1, "read() failed");
+		close(fd);
+	}
+	return val == 'Y';
+#else
+	return true;
+#endif
+}
+
+/* Has the emulated CPU lost the guest?  Its code is where user space has its own. */
+static inline bool gmem_runs_host_code(struct kvm_vcpu *vcpu)
+{
+#ifdef __x86_64__
+	struct kvm_regs regs;
+
+	vcpu_regs_get(vcpu, &regs);
+	return regs.rip >> 63;
+#else
+	return false;
+#endif
+}
+
 /* The page frames behind @nr pages of memory, 0 where nothing is mapped.  For root. */
 static inline void gmem_pfns(const void *addr, size_t nr, u64 *pfns)
 {
