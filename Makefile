@@ -3,7 +3,7 @@
 ARCH ?= x86_64
 CONFIG ?= small
 $(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
-$(if $(filter-out small debug bench,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug and bench))
+$(if $(filter-out small debug kcsan bench coverage,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug, kcsan, bench and coverage))
 
 .PHONY: help deps tree export kernel shell demo check bench mutants lint clean distclean
 .NOTPARALLEL:

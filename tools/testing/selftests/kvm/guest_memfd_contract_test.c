@@ -1132,9 +1132,9 @@ TEST_F(file, memory_cgroup)
 	struct gfile *f = &self->f;
 	const long size = SZ_32M, slack = SZ_1M;
 	long before, during, after;
-	char root[PATH_MAX];
+	char root[PATH_MAX], path[40];
 	char *group;
-	int fd;
+	int fd, name;
 
 	if (cg_find_unified_root(root, sizeof(root), NULL))
 		SKIP(return, "no cgroup2");
@@ -1165,9 +1165,14 @@ TEST_F(file, memory_cgroup)
 	after = cg_read_long(group, "memory.current");
 	EXPECT_GE(after - before, size / 2 - slack);
 
+	/* The memory goes with the last file, though somebody still holds its inode. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	name = open(path, O_PATH);
+	EXPECT_LE(0, name);
 	close(fd);
 	after = cg_read_long(group, "memory.current");
 	EXPECT_LE(after - before, slack);
+	close(name);
 
 	EXPECT_WORKS(cg_enter_current(root));
 	EXPECT_WORKS(cg_destroy(group));

@@ -550,6 +550,8 @@ TEST_F(guest, steal_time)
 		EXPECT_NE(old, version);
 		ASSERT_WORKS(slots_convert(self->fd, 1, 1, PRIVATE));
 
+		/* It was counted again if the vCPU was preempted after it had read. */
+		EXPECT_EQ(0, gmem_guest_read(self->vcpu, gpa, &version));
 		EXPECT_GUEST_READS(version, self->vcpu, gpa);
 		EXPECT_GUEST_READS(version, self->vcpu, gpa);
 
