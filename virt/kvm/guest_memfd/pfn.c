@@ -53,7 +53,10 @@ static bool gmem_slot_fits(const struct kvm_memory_slot *slot, gfn_t gfn,
 	       start + nr <= slot->base_gfn + slot->npages;
 }
 
-/* The order at which a guest may map what is around a gfn (I4). */
+/*
+ * The order at which a guest may map what is around a gfn (I4).  The page there is one
+ * that the guest may map: if it is private, it is the guest's already.
+ */
 static unsigned int gmem_pfn_order(struct kvm *kvm, const struct kvm_memory_slot *slot,
 				   const struct gmem_inode *gi, gfn_t gfn)
 {
@@ -69,10 +72,6 @@ static unsigned int gmem_pfn_order(struct kvm *kvm, const struct kvm_memory_slot
 
 	bits = gmem_state_get(&gi->state, gmem_gfn_to_index(slot, gfn), mask, &order);
 	if (!(bits & GMEM_BLOCK))
-		return 0;
-
-	/* It is not the guest's yet. */
-	if (gi->owner && bits & GMEM_PRIVATE && !(bits & GMEM_OWNED))
 		return 0;
 
 	order = min(order, gi->block_order);

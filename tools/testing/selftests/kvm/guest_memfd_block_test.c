@@ -25,10 +25,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -1371,6 +1373,77 @@ TEST_F_TIMEOUT(guest, held_page, LONG)
 	io_uring_queue_exit(&h.ring);
 }
 
+struct neighbours {
+	struct guest *g;
+	unsigned int page;	/* to convert; the next one is the guest's */
+	int ret, err;
+	bool done;
+	u64 val;
+};
+
+static void *convert_neighbour(void *arg)
+{
+	struct neighbours *n = arg;
+
+	n->ret = convert(n->g->fd, n->page, 1, GMEM_PRIVATE);
+	n->err = errno;
+	WRITE_ONCE(n->done, true);
+	return NULL;
+}
+
+static void *read_neighbour(void *arg)
+{
+	struct neighbours *n = arg;
+
+	TEST_ASSERT(!gmem_guest_read(n->g->vcpu, gpa_of(n->page + 1), &n->val), "KVM_RUN");
+	return NULL;
+}
+
+/*
+ * A page is on its way to private, but somebody still holds it: who has a fault on its
+ * neighbour in the meantime does not get the block, which is not what it was.
+ */
+TEST_F_TIMEOUT(guest, fault_next_to_a_conversion, LONG)
+{
+	struct guest *g = &self->g;
+	struct neighbours n = { .g = g, .page = per_huge + 7 };
+	u64 *word = word_at(g->mem, n.page);
+	unsigned int round, converted = 0;
+	pthread_t converter, reader;
+	struct holder h = { };
+
+	holder_init(&h, false);
+	all_shared(_metadata, g);
+	GUEST_FILLS(0, g->nr);
+	for (round = 0; round < 100 && converted < 5; round++) {
+		EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
+		hold(_metadata, &h, word, sizeof(*word));
+		n.done = false;
+		ASSERT_EQ(0, pthread_create(&converter, NULL, convert_neighbour, &n));
+		while (!gmem_fdinfo_val(g->fd, "gmem-converting") && !READ_ONCE(n.done))
+			usleep(100);
+		ASSERT_EQ(0, pthread_create(&reader, NULL, read_neighbour, &n));
+		usleep(20000);
+		EXPECT_EQ(TOKEN + n.page, let_go(_metadata, &h, word, sizeof(*word)));
+		ASSERT_EQ(0, pthread_join(converter, NULL));
+		ASSERT_EQ(0, pthread_join(reader, NULL));
+		EXPECT_EQ(TOKEN + n.page + 1, n.val);
+
+		/* It can have been too late to let go. */
+		if (n.ret) {
+			EXPECT_EQ(EAGAIN, n.err);
+		} else {
+			EXPECT_LEVELS(g, 0, g->protected ? NR_BLOCKS - 1 : NR_BLOCKS, g->protected);
+			converted++;
+		}
+		all_shared(_metadata, g);
+		GUEST_FINDS(0, g->nr);
+	}
+	EXPECT_EQ(5, converted);
+	close(h.pipe[0]);
+	close(h.pipe[1]);
+}
+
 TEST_F_TIMEOUT(guest, punch, LONG)
 {
 	struct guest *g = &self->g;
@@ -2013,6 +2086,47 @@ TEST_F_TIMEOUT(rmp, entries, LONG)
 	EXPECT_RMP(2 * p, 2, 3);
 }
 
+#define FAIL_PRIVATE	"/sys/kernel/debug/kvm/emulated-rmp/fail_make_private/"
+
+static bool fail_make_private(bool fail)
+{
+	return !gmem_write_file(FAIL_PRIVATE "verbose", "0") &&
+	       !gmem_write_file(FAIL_PRIVATE "interval", "1") &&
+	       !gmem_write_file(FAIL_PRIVATE "times", "-1") &&
+	       !gmem_write_file(FAIL_PRIVATE "probability", fail ? "100" : "0");
+}
+
+/*
+ * A block that could not be made the guest's is not the guest's yet: page tables that are
+ * left over from something else are no reason to map it.
+ */
+TEST_F_TIMEOUT(rmp, not_owned_is_not_recovered, LONG)
+{
+	struct guest *g = &self->g;
+	const unsigned int p = per_huge;
+
+	ASSERT_WORKS(bind_all(g, KVM_MEM_LOG_DIRTY_PAGES));
+	guest_settle(_metadata, g);
+	GUEST_FILLS(0, g->nr);
+	EXPECT_LEVELS(g, 0, 0, 2 * p);
+	ASSERT_WORKS(punch(g->fd, 0, p));
+	EXPECT_RMP(p, 1, 0);
+
+	if (!fail_make_private(true))
+		SKIP(return, "needs CONFIG_FAULT_INJECTION_DEBUG_FS");
+	EXPECT_EQ(-1, allocate(g->fd, 0, p));
+	ASSERT_TRUE(fail_make_private(false));
+	EXPECT_PRESENT(g->fd, 2 * p);
+	EXPECT_RMP(p, 1, 0);
+
+	ASSERT_WORKS(bind_all(g, 0));
+	EXPECT_LEVELS(g, 0, 1, 0);
+	EXPECT_RMP(p, 1, 0);
+	GUEST_FINDS_ZEROES(0, p);
+	GUEST_FINDS(p, p);
+	EXPECT_RMP(2 * p, 2, 0);
+}
+
 /* As many memslots as a block has pages: page tables only. */
 TEST_F_TIMEOUT(rmp, a_memslot_for_each_page, LONG)
 {
@@ -2063,7 +2177,7 @@ TEST_F_TIMEOUT(rmp, a_memslot_for_each_page, LONG)
 #define RACE_MS		2000
 #define RACE_BLOCKS	2	/* in which pages are converted, the others are left alone */
 
-struct log_race {
+struct race {
 	struct guest *g;
 	pthread_mutex_t lock;
 	bool over;
@@ -2071,10 +2185,10 @@ struct log_race {
 	int err;
 };
 
-static void *log_race_convert(void *arg)
+static void *race_convert(void *arg)
 {
 	struct kvm_random_state rng = new_kvm_random_state(1);
-	struct log_race *r = arg;
+	struct race *r = arg;
 	unsigned int first, nr;
 	u64 attributes;
 
@@ -2095,27 +2209,27 @@ static void *log_race_convert(void *arg)
 	return NULL;
 }
 
-FIXTURE(log_race)
+FIXTURE(race)
 {
 	struct guest g;
 };
 
-FIXTURE_VARIANT(log_race)
+FIXTURE_VARIANT(race)
 {
 	u64 flags;
 };
 
-FIXTURE_VARIANT_ADD(log_race, shared)
+FIXTURE_VARIANT_ADD(race, shared)
 {
 	.flags = MAPPABLE | INIT_SHARED,
 };
 
-FIXTURE_VARIANT_ADD(log_race, private)
+FIXTURE_VARIANT_ADD(race, private)
 {
 	.flags = MAPPABLE,
 };
 
-FIXTURE_SETUP(log_race)
+FIXTURE_SETUP(race)
 {
 	if (!(vm_types() & BIT(KVM_X86_SW_PROTECTED_VM)))
 		SKIP(return, WHY_NO_TYPE);
@@ -2124,7 +2238,7 @@ FIXTURE_SETUP(log_race)
 	guest_settle(_metadata, &self->g);
 }
 
-FIXTURE_TEARDOWN(log_race)
+FIXTURE_TEARDOWN(race)
 {
 	guest_destroy(_metadata, &self->g);
 }
@@ -2142,16 +2256,16 @@ static int prefault_racing(struct guest *g)
 	return range.size ? ETIME : 0;
 }
 
-TEST_F_TIMEOUT(log_race, conversion, LONG)
+TEST_F_TIMEOUT(race, log_and_conversion, LONG)
 {
 	struct guest *g = &self->g;
-	struct log_race r = { .g = g, .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct race r = { .g = g, .lock = PTHREAD_MUTEX_INITIALIZER };
 	u64 end, small = 0, rounds = 0;
 	pthread_t thread;
 
 	GUEST_FILLS(0, g->nr);
 	EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
-	kvm_pthread_create(&thread, NULL, log_race_convert, &r);
+	kvm_pthread_create(&thread, NULL, race_convert, &r);
 
 	for (end = now_ms() + RACE_MS; now_ms() < end && !READ_ONCE(r.err); rounds++) {
 		ASSERT_WORKS(bind_all(g, KVM_MEM_LOG_DIRTY_PAGES));
@@ -2186,6 +2300,144 @@ TEST_F_TIMEOUT(log_race, conversion, LONG)
 	all_shared(_metadata, g);
 	host_finds(_metadata, g->mem, 0, g->nr);
 	EXPECT_BLOCKS(g->fd, NR_BLOCKS, 0, 0);
+}
+
+#define NEAR_CONVERTED	5
+#define NEAR_FAULTING	9
+
+struct near {
+	struct guest *g;
+	struct holder h;
+	struct __test_metadata *metadata;
+	unsigned int wanted, done;	/* rounds of the fault */
+	unsigned int held, released;	/* and of the reference */
+	unsigned int converted;		/* or not */
+	bool over;
+};
+
+static void on_cpu(int cpu, int policy)
+{
+	const struct sched_param param = { .sched_priority = policy == SCHED_FIFO };
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	TEST_ASSERT(!sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity()");
+	TEST_ASSERT(!sched_setscheduler(0, policy, &param), "sched_setscheduler()");
+}
+
+static void fault_near(struct near *n)
+{
+	struct kvm_pre_fault_memory range;
+	int ret;
+
+	do {
+		range = (struct kvm_pre_fault_memory) {
+			.gpa = gpa_of(NEAR_FAULTING),
+			.size = page_size,
+		};
+		ret = __vcpu_ioctl(n->g->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+	} while (ret && (errno == EAGAIN || errno == EINTR));
+	TEST_ASSERT(!ret, "KVM_PRE_FAULT_MEMORY: errno %d", errno);
+}
+
+static void *race_fault_near(void *arg)
+{
+	struct near *n = arg;
+
+	on_cpu(0, SCHED_OTHER);
+	while (!READ_ONCE(n->over)) {
+		if (READ_ONCE(n->wanted) == n->done)
+			continue;
+		fault_near(n);
+		WRITE_ONCE(n->done, n->done + 1);
+	}
+	return NULL;
+}
+
+/* Let go of the page once its conversion waits for that, and a fault has had its time. */
+static void *race_release_near(void *arg)
+{
+	struct near *n = arg;
+
+	on_cpu(1, SCHED_OTHER);
+	while (!READ_ONCE(n->over)) {
+		if (READ_ONCE(n->held) == n->released ||
+		    (READ_ONCE(n->converted) == n->released &&
+		     !gmem_fdinfo_val(n->g->fd, "gmem-converting")))
+			continue;
+		usleep(500);
+		let_go(n->metadata, &n->h, word_at(n->g->mem, NEAR_CONVERTED), sizeof(u64));
+		WRITE_ONCE(n->released, n->released + 1);
+	}
+	return NULL;
+}
+
+/*
+ * A fault has found all of a block shared, and is about to map it, when another page of
+ * it begins to be converted.  It is in time, and its mapping goes; or it is late, and
+ * has to look again.  The fault is interrupted at any point, for the conversion comes
+ * first on their CPU; and the conversion takes a break, for somebody holds the page.
+ */
+TEST_F_TIMEOUT(race, fault_and_neighbour, LONG)
+{
+	struct kvm_random_state rng = new_kvm_random_state(1);
+	struct guest *g = &self->g;
+	struct near n = { .g = g, .metadata = _metadata };
+	u64 end, ns, start, rounds = 0, huge_after = 0;
+	u64 *word = word_at(g->mem, NEAR_CONVERTED);
+	pthread_t faulter, releaser;
+	struct timespec t = { };
+	int ret;
+
+	if (get_nprocs() < 2)
+		SKIP(return, "needs two CPUs");
+	holder_init(&n.h, false);
+	all_shared(_metadata, g);
+	GUEST_FILLS(0, g->nr);
+	ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE));
+	ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_SHARED));
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	start = t.tv_sec * 1000000000ull + t.tv_nsec;
+	fault_near(&n);
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	ns = t.tv_sec * 1000000000ull + t.tv_nsec - start;
+	TH_LOG("a fault takes %lu us", ns / 1000);
+
+	kvm_pthread_create(&faulter, NULL, race_fault_near, &n);
+	kvm_pthread_create(&releaser, NULL, race_release_near, &n);
+	on_cpu(0, SCHED_FIFO);
+	for (end = now_ms() + RACE_MS; now_ms() < end; rounds++) {
+		hold(_metadata, &n.h, word, sizeof(*word));
+		WRITE_ONCE(n.held, n.held + 1);
+		WRITE_ONCE(n.wanted, n.wanted + 1);
+		t.tv_sec = 0;
+		t.tv_nsec = kvm_random_u32_in_range(&rng, 0, min(8 * ns, 500000));
+		nanosleep(&t, NULL);
+		ret = convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE);
+		/* It can have been too late to let go. */
+		ASSERT_TRUE(!ret || errno == EAGAIN);
+		WRITE_ONCE(n.converted, n.held);
+		huge_after += !ret && levels_now(g).huge > NR_BLOCKS - 1;
+		while (READ_ONCE(n.released) != n.held || READ_ONCE(n.done) != n.wanted)
+			usleep(100);
+		ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE));
+		ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_SHARED));
+	}
+	WRITE_ONCE(n.over, true);
+	kvm_pthread_join(faulter, NULL);
+	kvm_pthread_join(releaser, NULL);
+	on_cpu(0, SCHED_OTHER);
+	TH_LOG("%lu rounds", rounds);
+	EXPECT_LE(3, rounds);
+	EXPECT_EQ(0, huge_after);
+
+	EXPECT_EQ(g->violations, gmem_rmp_counter("violations"));
+	EXPECT_EQ(0, gmem_rmp_verify());
+	GUEST_FINDS(0, g->nr);
+	EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
+	close(n.h.pipe[0]);
+	close(n.h.pipe[1]);
 }
 #endif /* __x86_64__ */
 
