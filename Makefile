@@ -2,10 +2,12 @@
 
 ARCH ?= x86_64
 CONFIG ?= small
+HOURS ?= 1
 $(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
 $(if $(filter-out small debug kcsan bench coverage,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug, kcsan, bench and coverage))
 
-.PHONY: help deps tree export kernel shell demo check bench mutants lint clean distclean
+.PHONY: help deps tree export kernel shell demo check bench mutants soak coverage lint \
+	clean distclean
 .NOTPARALLEL:
 
 help:
@@ -29,14 +31,17 @@ help:
 #@   shell      boot it into a prompt, tests on board
 #@   mutants    break the series in many ways, and see the tests go red (1 min each,
 #@              resumable; harness/mutants NAME for some)
+#@   soak       the tests for HOURS=1 in kernels that check themselves, with new seeds
+#@   coverage   which lines and branches the tests reach (20 min)
 #@   lint       checkpatch and other checks of the series
 #@   clean      remove what was built, keep build/linux and the download
 #@   distclean  remove build/ with all that is in it
 #@
 #@   ARCH=x86_64|arm64     for kernel, shell, demo          [x86_64]
-#@   CONFIG=small|debug|bench    for kernel, shell          [small]
+#@   CONFIG=small|debug|kcsan|bench|coverage    for kernel, shell    [small]
 #@   SUITES="unit series x86 arm64"  for check              [all that exist]
-#@   BOOT=npt0             for check: only boots of that name
+#@   BOOT=npt0             for check, soak: only boots of that name
+#@   HOURS=1               for soak
 #@   BASE_TREE=PATH        for all: a git tree or tarball of Linux 7.3 instead
 #@                         of the package that BASE names
 #@   JOBS=N                for all: compilers at once       [number of cores]
@@ -68,6 +73,12 @@ bench: tree
 
 mutants: tree
 	@harness/mutants
+
+soak: tree
+	@harness/soak "$(HOURS)"
+
+coverage: tree
+	@harness/coverage
 
 lint: tree
 	@harness/lint

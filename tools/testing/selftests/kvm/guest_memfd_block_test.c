@@ -2309,7 +2309,8 @@ struct near {
 	struct guest *g;
 	struct holder h;
 	struct __test_metadata *metadata;
-	unsigned int wanted, done;	/* rounds of the fault */
+	void (*work)(struct near *n);
+	unsigned int wanted, done;	/* rounds of that */
 	unsigned int held, released;	/* and of the reference */
 	unsigned int converted;		/* or not */
 	bool over;
@@ -2341,7 +2342,18 @@ static void fault_near(struct near *n)
 	TEST_ASSERT(!ret, "KVM_PRE_FAULT_MEMORY: errno %d", errno);
 }
 
-static void *race_fault_near(void *arg)
+static void start_logging(struct near *n)
+{
+	TEST_ASSERT(!bind_all(n->g, KVM_MEM_LOG_DIRTY_PAGES), "start to log");
+	fault_near(n);
+}
+
+static void stop_logging(struct near *n)
+{
+	TEST_ASSERT(!bind_all(n->g, 0), "stop to log");
+}
+
+static void *race_work_near(void *arg)
 {
 	struct near *n = arg;
 
@@ -2349,7 +2361,7 @@ static void *race_fault_near(void *arg)
 	while (!READ_ONCE(n->over)) {
 		if (READ_ONCE(n->wanted) == n->done)
 			continue;
-		fault_near(n);
+		n->work(n);
 		WRITE_ONCE(n->done, n->done + 1);
 	}
 	return NULL;
@@ -2373,20 +2385,28 @@ static void *race_release_near(void *arg)
 	return NULL;
 }
 
+static u64 now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
 /*
- * A fault has found all of a block shared, and is about to map it, when another page of
- * it begins to be converted.  It is in time, and its mapping goes; or it is late, and
- * has to look again.  The fault is interrupted at any point, for the conversion comes
- * first on their CPU; and the conversion takes a break, for somebody holds the page.
+ * Something (@work) has found all of a block shared, and is about to map it, when a page
+ * of it begins to be converted.  It is in time, and its mapping goes; or it is late, and
+ * has to look again.  It is interrupted at any point, for the conversion comes first on
+ * their CPU; and the conversion takes a break, for the page is held.
  */
-TEST_F_TIMEOUT(race, fault_and_neighbour, LONG)
+static void race_near(struct __test_metadata *_metadata, struct guest *g,
+		      void (*prepare)(struct near *n), void (*work)(struct near *n))
 {
 	struct kvm_random_state rng = new_kvm_random_state(1);
-	struct guest *g = &self->g;
-	struct near n = { .g = g, .metadata = _metadata };
-	u64 end, ns, start, rounds = 0, huge_after = 0;
+	struct near n = { .g = g, .metadata = _metadata, .work = work };
 	u64 *word = word_at(g->mem, NEAR_CONVERTED);
-	pthread_t faulter, releaser;
+	u64 end, ns, rounds = 0, huge_after = 0;
+	pthread_t worker, releaser;
 	struct timespec t = { };
 	int ret;
 
@@ -2397,38 +2417,36 @@ TEST_F_TIMEOUT(race, fault_and_neighbour, LONG)
 	GUEST_FILLS(0, g->nr);
 	ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE));
 	ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_SHARED));
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	start = t.tv_sec * 1000000000ull + t.tv_nsec;
-	fault_near(&n);
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	ns = t.tv_sec * 1000000000ull + t.tv_nsec - start;
-	TH_LOG("a fault takes %lu us", ns / 1000);
+	prepare(&n);
+	ns = now_ns();
+	work(&n);
+	ns = min(4 * (now_ns() - ns), 1000000);
 
-	kvm_pthread_create(&faulter, NULL, race_fault_near, &n);
+	kvm_pthread_create(&worker, NULL, race_work_near, &n);
 	kvm_pthread_create(&releaser, NULL, race_release_near, &n);
 	on_cpu(0, SCHED_FIFO);
 	for (end = now_ms() + RACE_MS; now_ms() < end; rounds++) {
+		prepare(&n);
 		hold(_metadata, &n.h, word, sizeof(*word));
 		WRITE_ONCE(n.held, n.held + 1);
 		WRITE_ONCE(n.wanted, n.wanted + 1);
-		t.tv_sec = 0;
-		t.tv_nsec = kvm_random_u32_in_range(&rng, 0, min(8 * ns, 500000));
+		t.tv_nsec = kvm_random_u32_in_range(&rng, 0, ns);
 		nanosleep(&t, NULL);
 		ret = convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE);
 		/* It can have been too late to let go. */
 		ASSERT_TRUE(!ret || errno == EAGAIN);
 		WRITE_ONCE(n.converted, n.held);
-		huge_after += !ret && levels_now(g).huge > NR_BLOCKS - 1;
 		while (READ_ONCE(n.released) != n.held || READ_ONCE(n.done) != n.wanted)
 			usleep(100);
+		huge_after += !ret && levels_now(g).huge > NR_BLOCKS - 1;
 		ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_PRIVATE));
 		ASSERT_WORKS(convert(g->fd, NEAR_CONVERTED, 1, GMEM_SHARED));
 	}
 	WRITE_ONCE(n.over, true);
-	kvm_pthread_join(faulter, NULL);
+	kvm_pthread_join(worker, NULL);
 	kvm_pthread_join(releaser, NULL);
 	on_cpu(0, SCHED_OTHER);
-	TH_LOG("%lu rounds", rounds);
+	TH_LOG("%lu rounds, at any of %lu us", rounds, ns / 1000);
 	EXPECT_LE(3, rounds);
 	EXPECT_EQ(0, huge_after);
 
@@ -2438,6 +2456,20 @@ TEST_F_TIMEOUT(race, fault_and_neighbour, LONG)
 	EXPECT_LEVELS(g, 0, NR_BLOCKS, 0);
 	close(n.h.pipe[0]);
 	close(n.h.pipe[1]);
+}
+
+static void do_nothing(struct near *n)
+{
+}
+
+TEST_F_TIMEOUT(race, fault_and_neighbour, LONG)
+{
+	race_near(_metadata, &self->g, do_nothing, fault_near);
+}
+
+TEST_F_TIMEOUT(race, recovery_and_neighbour, LONG)
+{
+	race_near(_metadata, &self->g, start_logging, stop_logging);
 }
 #endif /* __x86_64__ */
 
