@@ -5,9 +5,10 @@ CONFIG ?= small
 HOURS ?= 1
 $(if $(filter-out x86_64 arm64,$(ARCH)),$(error ARCH=$(ARCH): unknown; there are x86_64 and arm64))
 $(if $(filter-out small debug kcsan bench coverage,$(CONFIG)),$(error CONFIG=$(CONFIG): unknown; there are small, debug, kcsan, bench and coverage))
+$(if $(filter range-diff,$(MAKECMDGOALS)),$(if $(OLD),,$(error OLD=COMMIT: which commit of this repository?)))
 
 .PHONY: help deps tree export kernel shell demo check bench mutants soak coverage lint \
-	clean distclean
+	static series bisect rebase range-diff clean distclean
 .NOTPARALLEL:
 
 help:
@@ -34,6 +35,12 @@ help:
 #@   soak       the tests for HOURS=1 in kernels that check themselves, with new seeds
 #@   coverage   which lines and branches the tests reach (20 min)
 #@   lint       checkpatch and other checks of the series
+#@   static     sparse, W=1, clang, coccicheck, kernel-doc and htmldocs: what is
+#@              new with the series
+#@   series     what git send-email takes, in build/series, checked (2 min)
+#@   range-diff OLD=COMMIT   what has changed since that commit of this repository
+#@   bisect     build every step in 23 configurations, boot three (hours, resumable)
+#@   rebase     try the series on the newest 7.2.y, or on BASE_TREE; a report (3 min)
 #@   clean      remove what was built, keep build/linux and the download
 #@   distclean  remove build/ with all that is in it
 #@
@@ -82,6 +89,22 @@ coverage: tree
 
 lint: tree
 	@harness/lint
+
+static: tree
+	@harness/static
+
+series: tree
+	@harness/series
+
+range-diff: tree
+	@harness/series range-diff "$(OLD)"
+
+bisect: tree
+	@harness/bisect
+
+# Without `tree`: BASE_TREE is what to try the series on, here.
+rebase: deps
+	@harness/rebase
 
 clean:
 	@harness/clean

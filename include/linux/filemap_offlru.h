@@ -31,6 +31,7 @@
  * Context: any.  Without the folio lock the answer may be outdated; a reference
  *          is not needed: inodes with such pages are freed after an RCU grace
  *          period.
+ * Return: whether it is.
  */
 static inline bool page_is_offlru(const struct page *page)
 {

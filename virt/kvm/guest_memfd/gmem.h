@@ -435,6 +435,7 @@ bool gmem_bind_next(struct inode *inode, pgoff_t *start, pgoff_t end,
  * Its guest may still have pages that it should not have.
  *
  * Context: caller holds invalidate_lock.
+ * Return: whether the VM of one of its files is dead, e.g. bugged.
  */
 bool gmem_bind_is_dead(struct inode *inode);
 
@@ -454,6 +455,7 @@ bool gmem_bind_is_dead(struct inode *inode);
  * fails, a part of the pages may be owned.  The caller refers to none of them.
  *
  * Context: invalidate_lock is held in any mode.
+ * Return: 0, or an error, and a part of the pages may be owned.
  */
 int gmem_own_pages(struct inode *inode, pgoff_t start, pgoff_t end);
 
@@ -478,6 +480,7 @@ static inline int gmem_own_page(struct inode *inode, pgoff_t index)
  * @error_index: where it failed
  *
  * Context: nobody uses the pages but the guest, whose mappings are gone.
+ * Return: 0, or an error, and nothing has changed.
  */
 int gmem_own_to_private(struct inode *inode, pgoff_t start, pgoff_t end,
 			pgoff_t *error_index);
@@ -492,6 +495,7 @@ int gmem_own_to_private(struct inode *inode, pgoff_t start, pgoff_t end,
  * On success, the caller clears GMEM_OWNED for the range, whatever happens.
  *
  * Context: guest mappings of the private pages are gone.
+ * Return: 0, or an error, and nothing has changed.
  */
 int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
 		       pgoff_t *error_index);
@@ -505,6 +509,7 @@ int gmem_own_to_shared(struct inode *inode, pgoff_t start, pgoff_t end,
  * were populated and the guest has not been launched.
  *
  * Context: slots_lock is held too.
+ * Return: 0, -EBUSY, or an error, and nothing has changed.
  */
 int gmem_own_bind(struct inode *inode, const struct kvm_memory_slot *slot);
 
@@ -519,6 +524,7 @@ void gmem_own_unbind(struct inode *inode, const struct kvm_memory_slot *slot);
  *
  * Before launch, the populate hook alone makes pages the guest's.  -EEXIST if this
  * one is so already.
+ * Return: 0, -EEXIST or -ENOMEM.
  */
 int gmem_own_prepare_populate(struct inode *inode, pgoff_t index,
 			      struct gmem_state_change *change);
