@@ -65,12 +65,12 @@ emulator_is_there() # after arch_is
 	command -v "$qemu" >/dev/null || die "no emulator $qemu: make deps installs QEMU, QEMU= names another"
 }
 
-# The programs that run on ARCH: those of its lists, and the demo's.
+# The programs that run on ARCH: those of its lists, of soak.list, and the demo's.
 list_programs() # list_programs ARCH
 {
 	awk -v arch="$1" '
 		$1 == "kernel" { mine = $2 == arch }
 		mine && $1 ~ /^(pass|part|skip|known)$/ && $3 !~ /^(unload-modules|kunit)$/ { print $3 }
-	' harness/tests/*.list | sort -u
+	' harness/tests/*.list harness/soak.list | sort -u
 	[ ! -e "$LINUX/tools/testing/guest_memfd/Makefile" ] || echo gmem-demo
 }
