@@ -67,6 +67,8 @@ FIXTURE_SETUP(fail)
 	gmem_write_file("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
 	/* No stack traces: the log is for what goes wrong. */
 	gmem_write_file("/sys/kernel/debug/failslab/verbose", "0");
+	/* Copies from and to user space: there are such only in a kernel that can fail them. */
+	gmem_write_file("/sys/kernel/debug/fail_usercopy/verbose", "0");
 	gmem_write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
 	gmem_write_file("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
 	gmem_write_file("/sys/kernel/debug/fail_page_alloc/verbose", "0");
