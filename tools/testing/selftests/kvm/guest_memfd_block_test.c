@@ -1153,6 +1153,30 @@ TEST_F_TIMEOUT(guest, every_page_once, LONG)
 	GUEST_FINDS(0, g->nr);
 }
 
+#define BACKWARDS_GVA	(64ull * SZ_1G)
+
+/*
+ * A guest that has the pages of a block one by one, from the last to the first, gets them
+ * so, whatever the host maps: with shadow paging, its page tables are the limit.
+ */
+TEST_F_TIMEOUT(guest, small_guest_pages, LONG)
+{
+	struct guest *g = &self->g;
+	const unsigned int p = per_huge;
+	unsigned int i, bad = 0;
+
+	for (i = 0; i < p; i++)
+		virt_pg_map(g->vm, BACKWARDS_GVA + offset_of(i), gpa_of(2 * p - 1 - i));
+	GUEST_FILLS(0, g->nr);
+	ASSERT_EQ(0, gmem_guest_fill(g->vcpu, BACKWARDS_GVA, p, page_size, 0x1000));
+	all_shared(_metadata, g);
+	for (i = 0; i < p; i++)
+		bad += READ_ONCE(*word_at(g->mem, 2 * p - 1 - i)) != 0x1000 + i;
+	EXPECT_EQ(0, bad);
+	host_finds(_metadata, g->mem, 0, p);
+	host_finds(_metadata, g->mem, 2 * p, g->nr - 2 * p);
+}
+
 /* What a memslot can have for a host address. */
 enum address {
 	NONE,		/* 0 */
