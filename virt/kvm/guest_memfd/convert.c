@@ -30,6 +30,11 @@
  * References do not go away with the page table entries.  Some are on their way
  * out, with somebody who must not notice (see gmem_convert_wait()); some stay for
  * as long as their owner likes, who is told.
+ *
+ * tools/testing/guest_memfd/model has models of these races, for spin.  It can
+ * remove each step, NO_STEP_1 (model "own"), NO_STEP_2* ("guest", "block"),
+ * NO_STEP_3 ("user"), NO_STEP_4* ("user", "gup"), NO_STEP_5* ("own", "own-block")
+ * and NO_STEP_6* ("guest"), and shows what happens then: see README there.
  */
 #include <linux/cleanup.h>
 #include <linux/delay.h>
