@@ -672,7 +672,7 @@ int gmem_own_end_populate(struct inode *inode, pgoff_t index,
 	struct gmem_inode *gi = GMEM_I(inode);
 
 	if (!change->mask)
-		return ret ?: gmem_own_pages(inode, index, index + 1);
+		return ret ?: gmem_own_page(inode, index);
 
 	if (gmem_hook_took_nothing(gi, ret)) {
 		gmem_state_abort(change);
