@@ -41,7 +41,7 @@ run()		# NAME MODEL "SPIN FLAGS" "CC FLAGS" "PAN FLAGS"
 		cd "$dir" || exit 1
 		# shellcheck disable=SC2086
 		spin $3 -a "$src/m-$2.pml" > spin.out 2>&1 && ! grep -q Error spin.out &&
-			$cc $4 -o pan pan.c >> spin.out 2>&1 && ./pan $5 > pan.out 2>&1
+			$cc $4 pan.c -o pan >> spin.out 2>&1 && ./pan $5 > pan.out 2>&1
 	)
 }
 
@@ -69,7 +69,8 @@ verify()	# MODEL
 
 	if ! grep -q 'errors: 0$' "$log"; then
 		# shellcheck disable=SC2086
-		(cd "$out/$1" && spin -t -T -k "m-$1.pml.trail" $SPIN_FLAGS "$src/m-$1.pml") > "$out/$1/trail"
+		(cd "$out/$1" && spin -t -T -k "m-$1.pml.trail" $SPIN_FLAGS "$src/m-$1.pml") \
+			> "$out/$1/trail"
 		result "not ok" "$1" "it fails: see $out/$1/trail"
 	elif grep -Eq "$incomplete" "$log" || ! grep -q '^Full statespace search' "$log"; then
 		result "not ok" "$1" "not all states were visited, see $log"
@@ -98,7 +99,8 @@ refute()	# MODEL STEP INVARIANT
 	fi
 
 	# Of the replay, keep what actors say.  It ends with what is wrong.
-	(cd "$out/$name" && spin -t -T -k "m-$1.pml.trail" "-D$2" "$src/m-$1.pml") > "$out/$name/replay"
+	(cd "$out/$name" && spin -t -T -k "m-$1.pml.trail" "-D$2" "$src/m-$1.pml") \
+		> "$out/$name/replay"
 	sed -n '/^spin: .*Error\|^spin: trail ends/q; s/^ *//; p' "$out/$name/replay" |
 		grep ':\|^(' > "$out/trails/$name"
 	last=$(tail -n 1 "$out/trails/$name")
@@ -161,7 +163,7 @@ for name; do
 	full)	memory=${MEMORY:-12000}
 		set_cc
 		full full-1-page "-DPAGES=1" -DCOLLAPSE "-w28"
-		full full "" -DBITSTATE "-w${HASH:-36}"
+		full "full" "" -DBITSTATE "-w${HASH:-36}"
 		;;
 	*)	verify "$name"
 		;;
