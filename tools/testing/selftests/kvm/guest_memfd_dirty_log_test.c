@@ -34,11 +34,7 @@
 #define MAPPABLE	GUEST_MEMFD_FLAG_MMAP
 #define INIT_SHARED	GUEST_MEMFD_FLAG_INIT_SHARED
 
-/* EX_TEMPFAIL of sysexits.h: the emulated CPU failed, see guest_memfd_race_test.c */
-#define EXIT_GUEST_RESET	75
-
 static size_t page_size;
-static bool *guest_was_reset;	/* shared with the processes of the cases */
 
 static u64 offset_of(int page)
 {
@@ -1229,7 +1225,6 @@ static void *vcpu_thread(void *arg)
 
 		if (ret) {
 			race_fails(r, errno, "KVM_RUN, at last");
-			*guest_was_reset |= gmem_runs_host_code(vcpu);
 			break;
 		}
 		/* Somebody reads the ring, until there is room. */
@@ -1246,7 +1241,6 @@ static void *vcpu_thread(void *arg)
 		case UCALL_DONE:
 			break;
 		default:
-			*guest_was_reset |= vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN;
 			race_fails(r, vcpu->run->exit_reason, "exit of KVM_RUN");
 		}
 		break;
@@ -1438,15 +1432,6 @@ TEST_F(race, migration)
 	EXPECT_LE(2, rounds);
 }
 
-static pid_t main_pid;
-
-/* A case has failed because of it, so this is no pass in disguise. */
-static void tell_guest_reset(void)
-{
-	if (getpid() == main_pid && *guest_was_reset)
-		_exit(EXIT_GUEST_RESET);
-}
-
 int main(int argc, char **argv)
 {
 	const int flags = MAPPABLE | INIT_SHARED;
@@ -1457,9 +1442,5 @@ int main(int argc, char **argv)
 		     KVM_MEMORY_ATTRIBUTE_PRIVATE);
 
 	page_size = getpagesize();
-	guest_was_reset = kvm_mmap(page_size, PROT_READ | PROT_WRITE,
-				   MAP_SHARED | MAP_ANONYMOUS, -1);
-	main_pid = getpid();
-	atexit(tell_guest_reset);
 	return test_harness_run(argc, argv);
 }

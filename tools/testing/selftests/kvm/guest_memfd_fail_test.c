@@ -51,14 +51,10 @@
 /* Seconds: a debug kernel is slow. */
 #define LONG		400
 
-/* EX_TEMPFAIL of sysexits.h */
-#define EXIT_GUEST_RESET	75
-
 static size_t page_size;
 
 /* What the processes of the cases tell each other. */
 static struct {
-	bool guest_was_reset;
 	bool giant_tried, giant_works;
 } *shared;
 
@@ -324,18 +320,6 @@ static int get_log(struct stage *s)
 	return __vm_ioctl(s->vm, KVM_GET_DIRTY_LOG, &args);
 }
 
-/* As gmem_guest_*() returns, with a word about the guest if that is what failed. */
-static int guest_ret(struct stage *s, int ret)
-{
-	if (ret > 0) {
-		shared->guest_was_reset |= gmem_runs_host_code(s->vcpu) || ret == KVM_EXIT_SHUTDOWN;
-		errno = EPROTO;
-		return -1;
-	}
-	errno = -ret;
-	return ret ? -1 : 0;
-}
-
 /*
  * Looking
  */
@@ -511,10 +495,9 @@ static void guest_looks(struct __test_metadata *_metadata, struct stage *s)
 		while (i < s->nr && s->now.page[i] & IS_PRESENT && s->filled[i] == s->filled[first])
 			i += s->grain;
 		nr = (i - first) / s->grain;
-		ASSERT_EQ(0, guest_ret(s, gmem_guest_check(s->vcpu, s->gpa + offset_of(first), nr,
-							   offset_of(s->grain),
-							   content_of(s, first),
-							   s->filled[first] ? s->grain : 0, &bad)));
+		ASSERT_EQ(0, gmem_guest_check(s->vcpu, s->gpa + offset_of(first), nr,
+					      offset_of(s->grain), content_of(s, first),
+					      s->filled[first] ? s->grain : 0, &bad));
 		EXPECT_EQ(0, bad) TH_LOG("of %u pages from %u", nr, first);
 	}
 }
@@ -1387,9 +1370,7 @@ static void expect_written(struct __test_metadata *_metadata, struct stage *s)
 
 static void done_guest_fault(struct __test_metadata *_metadata, struct stage *s)
 {
-	const bool written = get_ucall(s->vcpu, NULL) == UCALL_SYNC;
-
-	ASSERT_EQ(0, guest_ret(s, written ? 0 : s->vcpu->run->exit_reason));
+	ASSERT_EQ(UCALL_SYNC, get_ucall(s->vcpu, NULL));
 	expect_present(_metadata, s);
 	expect_written(_metadata, s);
 }
@@ -1397,7 +1378,7 @@ static void done_guest_fault(struct __test_metadata *_metadata, struct stage *s)
 /* It gets through when it is tried again. */
 static void failed_guest_fault(struct __test_metadata *_metadata, struct stage *s)
 {
-	ASSERT_EQ(0, guest_ret(s, gmem_guest_run(s->vcpu)));
+	ASSERT_EQ(0, gmem_guest_run(s->vcpu));
 	expect_written(_metadata, s);
 }
 
@@ -1510,8 +1491,7 @@ static void failed_populate(struct __test_metadata *_metadata, struct stage *s)
 	unsigned int i;
 
 	for (i = 0; i < NR_POPULATED; i++) {
-		EXPECT_EQ(0, guest_ret(s, gmem_guest_read(s->vcpu,
-							  s->gpa + offset_of(s->first + i), &val)));
+		EXPECT_EQ(0, gmem_guest_read(s->vcpu, s->gpa + offset_of(s->first + i), &val));
 		s->filled[s->first + i] = val;
 		EXPECT_EQ(content_of(s, s->first + i), val);
 		EXPECT_EQ(with_content, val ? i : with_content);
@@ -2009,15 +1989,6 @@ TEST_F_TIMEOUT(giant, to_shared, LONG)
 	sweep(_metadata, &self->s, &op_to_shared);
 }
 
-static pid_t main_pid;
-
-/* A case has failed because of it, so this is no pass in disguise. */
-static void tell_guest_reset(void)
-{
-	if (getpid() == main_pid && shared->guest_was_reset)
-		_exit(EXIT_GUEST_RESET);
-}
-
 int main(int argc, char **argv)
 {
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD));
@@ -2025,7 +1996,5 @@ int main(int argc, char **argv)
 
 	page_size = getpagesize();
 	shared = kvm_mmap(page_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
-	main_pid = getpid();
-	atexit(tell_guest_reset);
 	return test_harness_run(argc, argv);
 }

@@ -32,10 +32,6 @@
  *
  * No rule relies on timing, so none can fail by chance.
  *
- * The CPU that QEMU's TCG emulates starts a guest with the host's registers once in a
- * while, with any kernel; the guest does not survive that.  A run in which that has
- * happened fails, with an exit status of its own.
- *
  * GMEM_RACE_SECONDS is how long a case may take, GMEM_RACE_ROUNDS how many
  * conversions it does at most, where conversions are counted.
  */
@@ -66,11 +62,7 @@
 
 #define MMAP_SHARED	(GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED)
 
-/* EX_TEMPFAIL of sysexits.h */
-#define EXIT_GUEST_RESET	75
-
 static size_t page_size;
-static bool *guest_was_reset;	/* shared with the processes of the cases */
 
 static int env_number(const char *name, int def)
 {
@@ -688,7 +680,6 @@ static void *vcpu_thread(void *arg)
 		if (!race_run(t)) {
 			if (get_ucall(t->vcpu, NULL) == UCALL_DONE)
 				return NULL;
-			*guest_was_reset |= t->vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN;
 			race_give_up(t, t->vcpu->run->exit_reason, "exit of KVM_RUN");
 			vcpu_dump(stderr, t->vcpu, 2);
 			return NULL;
@@ -696,7 +687,6 @@ static void *vcpu_thread(void *arg)
 
 		if (errno != EFAULT || t->vcpu->run->exit_reason != KVM_EXIT_MEMORY_FAULT) {
 			race_give_up(t, errno, t->what ?: "KVM_RUN");
-			*guest_was_reset |= gmem_runs_host_code(t->vcpu);
 			vcpu_dump(stderr, t->vcpu, 2);
 			return NULL;
 		}
@@ -1032,7 +1022,6 @@ static void race_stop(struct __test_metadata *_metadata, struct race *r,
 			       (unsigned long)t->fault_flags);
 	}
 	crew->nr = 0;
-	ASSERT_FALSE(*guest_was_reset);
 }
 
 static void race_verdicts(struct __test_metadata *_metadata, struct race *r)
@@ -1602,15 +1591,6 @@ TEST_F_TIMEOUT(file, readers, race_timeout())
 	close(all.fd);
 }
 
-static pid_t main_pid;
-
-/* A case has failed because of it, so this is no pass in disguise. */
-static void tell_guest_reset(void)
-{
-	if (getpid() == main_pid && *guest_was_reset)
-		_exit(EXIT_GUEST_RESET);
-}
-
 int main(int argc, char **argv)
 {
 	TEST_REQUIRE(kvm_has_cap(KVM_CAP_GUEST_MEMFD));
@@ -1618,9 +1598,5 @@ int main(int argc, char **argv)
 		     KVM_MEMORY_ATTRIBUTE_PRIVATE);
 
 	page_size = getpagesize();
-	guest_was_reset = kvm_mmap(page_size, PROT_READ | PROT_WRITE,
-				   MAP_SHARED | MAP_ANONYMOUS, -1);
-	main_pid = getpid();
-	atexit(tell_guest_reset);
 	return test_harness_run(argc, argv);
 }

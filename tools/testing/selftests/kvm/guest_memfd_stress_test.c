@@ -33,10 +33,6 @@
  *
  * A kind of operation that was tried often and has never succeeded is a failure too.
  * A failure tells the seed, and what each thread did last.
- *
- * The CPU that QEMU's TCG emulates loses a guest once in a while, see
- * guest_memfd_race_test.  A life in which that is seen counts for nothing, and if
- * there are too many of them, the exit status is 75.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -76,9 +72,6 @@
 #define SETTLE_MS	20000		/* for what ends a moment later */
 #define MAX_POISON	48		/* pages that a run may break */
 #define MANY		40		/* tries, of which one is to succeed */
-
-/* EX_TEMPFAIL of sysexits.h: the emulated CPU, see guest_memfd_race_test.c */
-#define EXIT_GUEST_RESET	75
 
 #define FAIL_NTH	"/proc/thread-self/fail-nth"
 #define RMP_STATS	"/sys/kernel/debug/kvm/emulated-rmp/stats"
@@ -188,7 +181,7 @@ struct shared {
 	u8 supported[NR_OPS];
 	u64 poisoned;		/* pages, in all lives */
 	long most_left;		/* bytes, of a life that is over */
-	u32 failed, lost;	/* the first one to say so */
+	u32 failed;
 	u32 failed_thread;	/* plus 1 */
 	char message[400];
 	u32 stop, ready;
@@ -469,7 +462,7 @@ static struct life life;
 static __thread struct thread *self;
 
 /* Does not come back: everything stays as it is, until the process is killed. */
-static void __noreturn __printf(2, 3) give_up(u32 *what, const char *fmt, ...)
+static void __noreturn __printf(1, 2) give_up(const char *fmt, ...)
 {
 	u32 expected = 0;
 	va_list ap;
@@ -480,25 +473,14 @@ static void __noreturn __printf(2, 3) give_up(u32 *what, const char *fmt, ...)
 		va_start(ap, fmt);
 		vsnprintf(shared->message, sizeof(shared->message), fmt, ap);
 		va_end(ap);
-		__atomic_store_n(what, 1, __ATOMIC_SEQ_CST);
+		__atomic_store_n(&shared->failed, 1, __ATOMIC_SEQ_CST);
 	}
 	for (;;)
 		pause();
 }
 
-/* A guest that was lost has written anywhere: first see whether it was. */
-static void see_guests(void);
-
 #define fail(fmt, ...)							\
-do {									\
-	int __err = errno;						\
-									\
-	see_guests();							\
-	give_up(&shared->failed, "line %d: " fmt " (errno %d)",		\
-		__LINE__, ##__VA_ARGS__, __err);			\
-} while (0)
-
-#define lost(fmt, ...)		give_up(&shared->lost, fmt, ##__VA_ARGS__)
+	give_up("line %d: " fmt " (errno %d)", __LINE__, ##__VA_ARGS__, errno)
 
 #define require(cond, fmt, ...)						\
 do {									\
@@ -622,31 +604,7 @@ static int host_check(struct thread *t, struct file *f, u64 page)
 	return code;
 }
 
-/* Accesses by a guest.  What the emulated CPU does to it is no news. */
-static bool is_lost(struct kvm_vcpu *vcpu)
-{
-	return vcpu->run->exit_reason == KVM_EXIT_SHUTDOWN ||
-	       vcpu->run->exit_reason == KVM_EXIT_FAIL_ENTRY || gmem_runs_host_code(vcpu);
-}
-
-static void see_guests(void)
-{
-	int i, v;
-
-	WRITE_ONCE(shared->stop, 1);
-	for (i = 0; i < NR_VMS; i++) {
-		for (v = 0; v < 2; v++) {
-			struct kvm_vcpu *vcpu = life.machines[i].vcpus[v];
-
-			if (life.machines[i].ctl)
-				WRITE_ONCE(((struct guest_ctl *)((u8 *)life.machines[i].ctl +
-						bytes(v)))->leave, 1);
-			if (vcpu && is_lost(vcpu))
-				lost("VM %d vCPU %d is lost", i, v);
-		}
-	}
-}
-
+/* Accesses by a guest. */
 static struct guest_ctl *ctl_of(struct machine *m, int vcpu)
 {
 	return (void *)m->ctl + bytes(vcpu);
@@ -676,10 +634,9 @@ static int guest_once(struct thread *t, struct machine *m, int v)
 			if (run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
 			    (err == EHWPOISON || err == EFAULT))
 				return err;
-			if (is_lost(vcpu))
-				lost("VM %d: KVM_RUN: errno %d", (int)(m - life.machines), err);
 			errno = err;
-			fail("KVM_RUN, exit reason %u", run->exit_reason);
+			fail("VM %d: KVM_RUN, exit reason %u", (int)(m - life.machines),
+			     run->exit_reason);
 		}
 
 		switch (get_ucall(vcpu, &uc)) {
@@ -688,14 +645,14 @@ static int guest_once(struct thread *t, struct machine *m, int v)
 		case UCALL_NONE:
 			break;
 		default:
-			lost("VM %d: the guest ran into an exception", (int)(m - life.machines));
+			fail("VM %d: the guest ran into an exception", (int)(m - life.machines));
 		}
 
 		if (run->exit_reason != KVM_EXIT_MMIO) {
 			if (run->exit_reason == KVM_EXIT_INTERNAL_ERROR)
-				lost("VM %d: internal error %u", (int)(m - life.machines),
+				fail("VM %d: internal error %u", (int)(m - life.machines),
 				     run->internal.suberror);
-			lost("VM %d: exit reason %u", (int)(m - life.machines), run->exit_reason);
+			fail("VM %d: exit reason %u", (int)(m - life.machines), run->exit_reason);
 		}
 		/* Zero is what any page may hold, for all that a guest knows. */
 		if (!run->mmio.is_write)
@@ -2365,9 +2322,7 @@ static void tell_failure(const char *what)
 		tell_log(i);
 }
 
-enum verdict { FINE, WRONG, LOST };
-
-static enum verdict __printf(1, 2) left_behind(const char *fmt, ...)
+static bool __printf(1, 2) left_behind(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -2375,11 +2330,11 @@ static enum verdict __printf(1, 2) left_behind(const char *fmt, ...)
 	vsnprintf(shared->message, sizeof(shared->message), fmt, ap);
 	va_end(ap);
 	tell_failure("left behind: ");
-	return WRONG;
+	return false;
 }
 
 /* One life, and what is left of it. */
-static enum verdict one_life(u64 end, u64 stop_at)
+static bool one_life(u64 end, u64 stop_at)
 {
 	const long users = count_users(), fds = gmem_count_fds();
 	const u64 owned = gmem_rmp_counter("owned"), leaked = gmem_rmp_counter("leaked");
@@ -2399,7 +2354,6 @@ static enum verdict one_life(u64 end, u64 stop_at)
 	shared->stop = 0;
 	shared->ready = 0;
 	shared->failed = 0;
-	shared->lost = 0;
 	shared->failed_thread = 0;
 	shared->message[0] = 0;
 	life.cgroup = new_cgroup();
@@ -2424,7 +2378,7 @@ static enum verdict one_life(u64 end, u64 stop_at)
 		if (waitpid(pid, &status, WNOHANG) == pid)
 			break;
 		done = READ_ONCE(shared->nr_ops) - before;
-		if (READ_ONCE(shared->failed) || READ_ONCE(shared->lost) ||
+		if (READ_ONCE(shared->failed) ||
 		    (kill_it && shared->ready && done >= life.kill_at)) {
 			kill(-pid, SIGKILL);
 			TEST_ASSERT(waitpid(pid, &status, 0) == pid, "waitpid");
@@ -2451,22 +2405,20 @@ static enum verdict one_life(u64 end, u64 stop_at)
 	/* Its children. */
 	kill(-pid, SIGKILL);
 
-	if (shared->lost || (stuck && in_guest)) {
-		ksft_print_msg("life %u: %s\n", life.nr, stuck ? "a guest does not stop" :
-			       shared->message);
-	} else if (stuck) {
-		tell_failure("nobody gets anywhere");
-		return WRONG;
-	} else if (shared->failed) {
+	if (stuck) {
+		tell_failure(in_guest ? "a guest does not stop" : "nobody gets anywhere");
+		return false;
+	}
+	if (shared->failed) {
 		tell_failure("");
-		return WRONG;
-	} else if (WIFSIGNALED(status) ? WTERMSIG(status) != SIGKILL || !kill_it : status) {
+		return false;
+	}
+	if (WIFSIGNALED(status) ? WTERMSIG(status) != SIGKILL || !kill_it : status) {
 		snprintf(shared->message, sizeof(shared->message), "status %#x", status);
 		tell_failure("the process ended, ");
-		return WRONG;
+		return false;
 	}
-	if (!shared->lost && !stuck)
-		happened(WIFSIGNALED(status) ? EV_KILLED : EV_ENDED);
+	happened(WIFSIGNALED(status) ? EV_KILLED : EV_ENDED);
 
 	/* Whatever has become of it, nothing stays. */
 	if (!settles(!count_vms(pid)))
@@ -2500,7 +2452,7 @@ static enum verdict one_life(u64 end, u64 stop_at)
 			return left_behind("%lu violations",
 					   gmem_rmp_counter("violations") - rmp_violations);
 	}
-	return shared->lost || stuck ? LOST : FINE;
+	return true;
 }
 
 static void find_out(void)
@@ -2577,8 +2529,7 @@ static bool word(const char *text)
 
 int main(int argc, char **argv)
 {
-	u64 seconds, max_ops, start, end, lives = 0, lost_lives = 0;
-	enum verdict verdict = FINE;
+	u64 seconds, max_ops, start, end, lives = 0;
 	bool good = true;
 	int opt, i;
 
@@ -2629,17 +2580,13 @@ int main(int argc, char **argv)
 
 	start = now_ms();
 	end = seconds ? start + 1000 * seconds : ~0ull;
-	while (now_ms() < end && (!max_ops || shared->nr_ops < max_ops)) {
+	while (good && now_ms() < end && (!max_ops || shared->nr_ops < max_ops)) {
 		life.nr = ++lives;
-		verdict = one_life(end, max_ops ?: ~0ull);
-		lost_lives += verdict == LOST;
-		if (verdict == WRONG)
-			break;
+		good = one_life(end, max_ops ?: ~0ull);
 	}
 
-	good = verdict != WRONG;
-	ksft_print_msg("%lu operations in %lu lives (%lu lost) and %lu ms\n", shared->nr_ops, lives,
-		       lost_lives, now_ms() - start);
+	ksft_print_msg("%lu operations in %lu lives and %lu ms\n", shared->nr_ops, lives,
+		       now_ms() - start);
 	for (i = 0; i < NR_OPS; i++) {
 		ksft_print_msg("  %-16s %8lu, refused %lu, %lu ms%s\n", ops[i].name, shared->ok[i],
 			       shared->refused[i], shared->us[i] / 1000,
@@ -2653,12 +2600,6 @@ int main(int argc, char **argv)
 	ksft_print_msg("  memory left for a while: at most %ld bytes\n", shared->most_left);
 	for (i = 0; i < NR_EVENTS; i++)
 		ksft_print_msg("  %-44s %8lu\n", events[i], shared->events[i]);
-
-	/* Enough of it was on a CPU that works. */
-	if (good && lost_lives * 2 > lives) {
-		ksft_print_msg("the emulated CPU has lost too many guests\n");
-		exit(EXIT_GUEST_RESET);
-	}
 	ksft_test_result(good, "stress\n");
 	ksft_finished();
 }

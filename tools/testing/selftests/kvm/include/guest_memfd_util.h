@@ -298,19 +298,6 @@ static inline bool gmem_old_scheme(void)
 #endif
 }
 
-/* Has the emulated CPU lost the guest?  Its code is where user space has its own. */
-static inline bool gmem_runs_host_code(struct kvm_vcpu *vcpu)
-{
-#ifdef __x86_64__
-	struct kvm_regs regs;
-
-	vcpu_regs_get(vcpu, &regs);
-	return regs.rip >> 63;
-#else
-	return false;
-#endif
-}
-
 /* The page frames behind @nr pages of memory, 0 where nothing is mapped.  For root. */
 static inline void gmem_pfns(const void *addr, size_t nr, u64 *pfns)
 {
