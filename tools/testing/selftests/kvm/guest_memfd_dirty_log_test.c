@@ -1404,7 +1404,7 @@ TEST_F(race, migration)
 	int i;
 
 	race_start(r);
-	while (now_ms() < end && !race_get(&r->stop)) {
+	while ((now_ms() < end || rounds < 2) && !race_get(&r->stop)) {
 		ASSERT_WORKS(set_slot(g->vm, SLOT, GM | LOG, g->fd, 0, NR_PAGES));
 		copy_pages(g, copy, ALL_PAGES);
 		for (i = 0; i < 5; i++) {
@@ -1414,7 +1414,7 @@ TEST_F(race, migration)
 
 		race_put(&r->ctl->pause, 1);
 		while (sem_trywait(&r->paused) && !race_get(&r->vcpu_gone) &&
-		       now_ms() < end + 5000) {
+		       now_ms() < end + 60000) {
 			copy_pages(g, copy, glog_read(g, 0));
 			usleep(100);
 		}
