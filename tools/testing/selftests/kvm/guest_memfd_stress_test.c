@@ -1191,17 +1191,23 @@ static int do_mlock(struct thread *t, struct file *f)
 	return ret ? -errno : 0;
 }
 
-static int do_allocate(struct thread *t, struct file *f)
+static void allocate(struct file *f, u64 page, u64 nr)
 {
 	int ret, tries = 0;
-	u64 page, nr;
 
-	choose(t, f, f->nr, &page, &nr);
 	/* Any notice ends it, even work that the kernel has for this thread. */
 	do {
 		ret = fallocate(f->fd, GMEM_ALLOC, offset_of(f, page), bytes(nr));
 	} while (ret && errno == EINTR && ++tries < TRIES);
 	require(!ret, "file %d pages %lu+%lu", f->id, page, nr);
+}
+
+static int do_allocate(struct thread *t, struct file *f)
+{
+	u64 page, nr;
+
+	choose(t, f, f->nr, &page, &nr);
+	allocate(f, page, nr);
 	return 0;
 }
 
@@ -1627,8 +1633,11 @@ static int do_wild_punch(struct thread *t, struct file *f)
 {
 	u64 nr, page = choose_wild(t, f, &nr);
 
-	require(!fallocate(f->fd, t->op.r[3] % 3 ? GMEM_PUNCH : GMEM_ALLOC, offset_of(f, page),
-			   bytes(nr)), "file %d pages %lu+%lu", f->id, page, nr);
+	if (t->op.r[3] % 3)
+		require(!fallocate(f->fd, GMEM_PUNCH, offset_of(f, page), bytes(nr)),
+			"file %d pages %lu+%lu", f->id, page, nr);
+	else
+		allocate(f, page, nr);
 	return 0;
 }
 
