@@ -107,12 +107,13 @@ retry:
 		err = gmem_block_fill(inode, vmf->pgoff, false);
 		if (!err)
 			goto retry;
-		/* Whoever is being killed need not know why. */
-		if (err == -EINTR)
-			return VM_FAULT_NOPAGE;
 		/* Do not try again and again: nobody can be killed to make room for it. */
 		if (gmem_block_order(inode, vmf->pgoff) > MAX_PAGE_ORDER)
 			return VM_FAULT_SIGBUS;
+		/*
+		 * Nor if the task is being killed.  The kernel may be where it has
+		 * faulted, and then it does not see to signals before it gets an answer.
+		 */
 		return vmf_error(err);
 	}
 	if (IS_ERR(folio)) {

@@ -3330,6 +3330,40 @@ TEST_F_TIMEOUT(memory, signal_huge, LONG)
 	EXPECT_FREE(before);
 }
 
+/*
+ * A system call writes to holes, and its process is killed.  Its faults have to get an
+ * answer other than "again": the kernel does not look at signals in between.
+ */
+TEST_F_TIMEOUT(memory, killed_in_a_system_call, LONG)
+{
+	const size_t size = 8 * huge;
+	int fd, source, round, status;
+	void *mem;
+	pid_t pid;
+
+	fd = vm_create_guest_memfd(self->vm, size, MAPPABLE | INIT_SHARED | block_flag(huge));
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	source = kvm_memfd_alloc(size, false);
+
+	for (round = 0; round < 20; round++) {
+		ASSERT_WORKS(punch(fd, 0, size / page_size));
+		pid = fork();
+		ASSERT_LE(0, pid);
+		while (!pid)
+			if (pread(source, mem, size, 0) != (ssize_t)size ||
+			    punch(fd, 0, size / page_size))
+				_exit(1);
+		while (gmem_fdinfo_val(fd, "gmem-present") < (1 + round % 6) * per_huge)
+			;
+		ASSERT_EQ(0, kill(pid, SIGKILL));
+		ASSERT_EQ(pid, waitpid(pid, &status, 0));
+		EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	}
+	close(source);
+	kvm_munmap(mem, size);
+	close(fd);
+}
+
 /* The host touches memory that cannot be had: SIGBUS, and not for ever the same fault. */
 static int touch_in_a_child(const u8 *addr, unsigned int ms)
 {

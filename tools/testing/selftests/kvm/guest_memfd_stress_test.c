@@ -1526,6 +1526,7 @@ static int do_limit(struct thread *t)
  */
 static int do_poor_child(struct thread *t)
 {
+	static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 	struct file *f;
 	u64 page, nr, i, b;
 	char text[32], go;
@@ -1538,6 +1539,8 @@ static int do_poor_child(struct thread *t)
 	choose(t, f, f->strict, &page, &nr);
 	b = page % (f->strict / huge) * huge;
 	lock_pages(f, b, huge);
+	/* The limit is for what one of them takes. */
+	pthread_mutex_lock(&one_at_a_time);
 	require(!pipe(fds) && !pipe(fds + 2), "pipe");
 	punch(f, b, huge);
 
@@ -1567,6 +1570,7 @@ static int do_poor_child(struct thread *t)
 	require(!write_group("poor", "memory.max", "max"), "memory.max");
 	for (i = 0; i < 4; i++)
 		close(fds[i]);
+	pthread_mutex_unlock(&one_at_a_time);
 	check_some(t, f, b, huge);
 	unlock_pages(f, b, huge);
 	return 0;
