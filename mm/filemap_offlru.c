@@ -420,23 +420,30 @@ void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
 EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_remove, "kvm");
 
 /* Map a page unless it has to be left to ->fault(). */
-static bool map_folio(struct vm_fault *vmf, struct folio *folio,
-		      unsigned long addr)
+static bool map_folio(struct vm_fault *vmf, struct xa_state *xas,
+		      struct folio *folio, unsigned long addr)
 {
-	bool mapped = false;
-
-	if (!pte_none(ptep_get(vmf->pte)) || !folio_trylock(folio))
+	if (!pte_none(ptep_get(vmf->pte)) || !folio_try_get(folio))
 		return false;
 
-	/* memory_failure() marks the page, then waits for the lock and unmaps. */
-	if (folio_test_uptodate(folio) && !folio_test_hwpoison(folio)) {
-		folio_get(folio);
-		set_pte_range(vmf, folio, &folio->page, 1, addr);
-		mapped = true;
-	}
+	/* A block that does not get in as a whole may just have been taken back. */
+	if (folio != xas_reload(xas) || !folio_trylock(folio))
+		goto out_put;
 
+	/* memory_failure() marks the page, then waits for the lock and unmaps. */
+	if (!folio_test_uptodate(folio) || folio_test_hwpoison(folio) ||
+	    folio->mapping != vmf->vma->vm_file->f_mapping)
+		goto out_unlock;
+
+	set_pte_range(vmf, folio, &folio->page, 1, addr);
 	folio_unlock(folio);
-	return mapped;
+	return true;
+
+out_unlock:
+	folio_unlock(folio);
+out_put:
+	folio_put(folio);
+	return false;
 }
 
 /* What is mapped around a fault in the middle of nowhere: as much as elsewhere. */
@@ -459,8 +466,8 @@ static bool map_folio(struct vm_fault *vmf, struct folio *folio,
  * and 64 KiB otherwise.
  *
  * Context: for ->fault() and ->map_pages().  The caller keeps pages from leaving
- *          the file, and wants the user to have each page of the range.  Does
- *          not sleep.
+ *          the file, but for those of a block that fails to enter, and wants the
+ *          user to have each page of the range.  Does not sleep.
  * Return: VM_FAULT_NOPAGE if that resolves the fault, or 0.
  */
 vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
@@ -510,7 +517,8 @@ vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last)
 
 		index = xas.xa_index;
 		vmf->pte = pte + index - pgoff;
-		if (map_folio(vmf, folio, vmf->address + ((index - pgoff) << PAGE_SHIFT))) {
+		if (map_folio(vmf, &xas, folio,
+			      vmf->address + ((index - pgoff) << PAGE_SHIFT))) {
 			nr_mapped++;
 			if (index == pgoff)
 				ret = VM_FAULT_NOPAGE;
