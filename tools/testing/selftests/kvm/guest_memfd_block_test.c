@@ -27,10 +27,14 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -87,6 +91,40 @@ static u64 now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &ts);
 	return ts.tv_sec * 1000ull + ts.tv_nsec / 1000000;
+}
+
+static u64 now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+
+/* Two CPUs, and not just any: the test may have been given some. */
+static bool pick_cpus(int cpus[2])
+{
+	cpu_set_t allowed;
+	int i, nr = 0;
+
+	TEST_ASSERT(!sched_getaffinity(0, sizeof(allowed), &allowed), "sched_getaffinity()");
+	for (i = 0; i < CPU_SETSIZE && nr < 2; i++)
+		if (CPU_ISSET(i, &allowed))
+			cpus[nr++] = i;
+	return nr == 2;
+}
+
+/* With a priority, come before all that have less, or none. */
+static void on_cpu(int cpu, int priority)
+{
+	const struct sched_param param = { .sched_priority = priority };
+	const int policy = priority ? SCHED_FIFO : SCHED_OTHER;
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	TEST_ASSERT(!sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity()");
+	TEST_ASSERT(!sched_setscheduler(0, policy, &param), "sched_setscheduler()");
 }
 
 /* What /proc says about the blocks of a file. */
@@ -752,6 +790,368 @@ TEST_F_TIMEOUT(file, all_memory_comes_back, LONG)
 		close(fd);
 	}
 	EXPECT_FREE(before);
+}
+
+/*
+ * A block that finds a page in its way has entered the file in part, and leaves again.
+ * Who maps the neighbours of another page can have met one of its pages just before, and
+ * must not take it for what it has become meanwhile: free, or a page of something else.
+ *
+ *   filler   gives a place up and has it filled with a block, then another place
+ *   mapper   allocates pages at the end of the place, and if these are in the way of the
+ *            block, maps what is around them, again and again
+ *   pauser   stops the mapper when it has seen that the place is in use, and until it is
+ *            not: only then can there be a page in the way
+ *   holder   stops the filler when its pages can be seen, until the mapper is interrupted
+ *
+ * A timer interrupts the mapper: so many wait for it that the memory is in the other place
+ * when the fault goes on.  The pauser is on the CPU of the mapper, the holder on that of
+ * the filler.  All are processes.  They share no page tables, as each would wait for the
+ * other's CPU then; and whoever waits for a page that stays locked cannot be killed.
+ */
+#define BACK_MS		20000
+#define BACK_LIMIT_MS	150000
+#define BACK_WAITERS	250	/* files that wait for as many others */
+
+struct back {
+	int fd, timer, seen_fd;
+	u8 *mem;
+	int cpus[2];			/* of the filler and of the mapper */
+	unsigned int alone;		/* first page that does not come from a block */
+	unsigned int first;		/* that is mapped by a fault on the last */
+	unsigned int in_the_way;	/* this page and the last */
+	u64 ns;				/* to allocate these */
+	/* The round that somebody has come to, or is ready for. */
+	u64 wanted, busy, paused, punching, punched, held, filled, done;
+	u64 steps;			/* of the mapper */
+	bool ready, over;
+	u64 back;			/* blocks that were seen, and taken back */
+	u64 foreign, not_zero;		/* pages that were mapped */
+	u64 page, word;			/* the last of them, and its content */
+	int line, err;			/* of what failed */
+};
+
+/* Nobody but the parent can report. */
+#define BACK_CHECK(b, cond)						\
+do {									\
+	struct back *__b = (b);						\
+									\
+	if (!(cond)) {							\
+		__b->err = errno;					\
+		__b->line = __LINE__;					\
+		_exit(1);						\
+	}								\
+} while (0)
+
+/* A timer that takes long to expire, with interrupts off, on the CPU that sets it. */
+static void back_timer(struct back *b)
+{
+	struct epoll_event event = { .events = EPOLLIN };
+	int fds[BACK_WAITERS], i, j, epoll;
+
+	b->timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+	BACK_CHECK(b, b->timer >= 0);
+	for (i = 0; i < BACK_WAITERS; i++) {
+		fds[i] = dup(b->timer);
+		BACK_CHECK(b, fds[i] >= 0);
+	}
+	for (i = 0; i < BACK_WAITERS; i++) {
+		epoll = epoll_create1(0);
+		BACK_CHECK(b, epoll >= 0);
+		for (j = 0; j < BACK_WAITERS; j++)
+			BACK_CHECK(b, !epoll_ctl(epoll, EPOLL_CTL_ADD, fds[j], &event));
+	}
+}
+
+static void back_set_timer(struct back *b, u64 ns)
+{
+	const struct itimerspec timer = { .it_value.tv_nsec = 1 + ns };
+
+	BACK_CHECK(b, !timerfd_settime(b->timer, 0, &timer, NULL));
+}
+
+static void back_unmap(struct back *b, unsigned int first)
+{
+	BACK_CHECK(b, !madvise(word_at(b->mem, first), offset_of(per_huge - first),
+			       MADV_DONTNEED));
+}
+
+/* Which pages have content, of those that a fault maps. */
+static void back_look(struct back *b, unsigned int nr, u8 *there)
+{
+	BACK_CHECK(b, !mincore(word_at(b->mem, b->first), offset_of(nr), there));
+}
+
+/* What is mapped now, with all quiet, is of this place, where nobody has written. */
+static void back_judge(struct back *b, bool seen)
+{
+	const unsigned int nr = b->in_the_way - b->first;
+	u64 pfns[nr], words[nr];
+	u8 there[nr];
+	unsigned int i;
+
+	gmem_pfns(word_at(b->mem, b->first), nr, pfns);
+	for (i = 0; i < nr; i++)
+		words[i] = pfns[i] ? READ_ONCE(*word_at(b->mem, b->first + i)) : 0;
+	back_unmap(b, b->first);
+	back_look(b, nr, there);
+
+	for (i = 0; i < nr; i++) {
+		b->foreign += pfns[i] && !(there[i] & 1);
+		b->not_zero += !!words[i];
+		if (words[i] || (pfns[i] && !(there[i] & 1))) {
+			b->page = b->first + i;
+			b->word = words[i];
+		}
+	}
+	b->back += seen && !(there[0] & 1);
+}
+
+static void back_map_once(struct back *b, struct kvm_random_state *rng)
+{
+	const unsigned int last = per_huge - 1;
+	bool seen = false;
+	u8 there = 0;
+
+	do {
+		BACK_CHECK(b, !punch(b->fd, b->in_the_way, per_huge - b->in_the_way));
+		WRITE_ONCE(b->busy, b->wanted);
+		BACK_CHECK(b, !allocate(b->fd, b->alone, per_huge - b->alone));
+	} while (READ_ONCE(b->punched) != b->wanted);
+
+	/* If the block is there before, nothing is in its way. */
+	BACK_CHECK(b, !mincore(b->mem, page_size, &there));
+	if (there & 1)
+		goto out;
+
+	back_unmap(b, b->first);
+	/* With a neighbour on one side, a fault maps the most. */
+	READ_ONCE(*word_at(b->mem, last - 1));
+	READ_ONCE(*word_at(b->mem, last));
+
+	while (!(there & 1) && READ_ONCE(b->filled) != b->wanted)
+		BACK_CHECK(b, !mincore(b->mem, page_size, &there));
+	if (!(there & 1))
+		goto out;
+
+	BACK_CHECK(b, !eventfd_write(b->seen_fd, 1));
+	while (READ_ONCE(b->held) != b->wanted)
+		;
+	back_look(b, 1, &there);
+	seen = there & 1;
+	if (seen)
+		back_set_timer(b, kvm_random_u32_in_range(rng, 0, b->ns));
+	while (READ_ONCE(b->filled) != b->wanted) {
+		back_unmap(b, last);
+		READ_ONCE(*word_at(b->mem, last));
+		WRITE_ONCE(b->steps, b->steps + 1);
+	}
+out:
+	while (READ_ONCE(b->filled) != b->wanted)
+		;
+	back_judge(b, seen);
+}
+
+static void back_map(struct back *b)
+{
+	struct kvm_random_state rng = new_kvm_random_state(2);
+
+	on_cpu(b->cpus[1], 0);
+	back_timer(b);
+	WRITE_ONCE(b->ready, true);
+	while (!READ_ONCE(b->over)) {
+		if (READ_ONCE(b->wanted) == b->done)
+			continue;
+		back_map_once(b, &rng);
+		WRITE_ONCE(b->done, b->done + 1);
+	}
+}
+
+static void back_pause(struct back *b)
+{
+	struct kvm_random_state rng = new_kvm_random_state(3);
+	struct timespec t = { };
+	u64 end;
+
+	on_cpu(b->cpus[1], 1);
+	while (!READ_ONCE(b->over)) {
+		t.tv_nsec = kvm_random_u32_in_range(&rng, 0, 2 * b->ns);
+		nanosleep(&t, NULL);
+		if (READ_ONCE(b->busy) == b->paused)
+			continue;
+
+		/* Maybe while it holds the lock that the filler wants: have it wait for that. */
+		WRITE_ONCE(b->paused, b->busy);
+		while (READ_ONCE(b->punching) != b->busy)
+			;
+		for (end = now_ns() + 100000; now_ns() < end;)
+			;
+		/* Let it release the lock, and wait in turn. */
+		t.tv_nsec = 2 * b->ns;
+		nanosleep(&t, NULL);
+		/* The filler comes first, but it is not worth to wait for long. */
+		end = now_ns() + 3000000;
+		while (READ_ONCE(b->punched) != b->busy && now_ns() < end)
+			;
+		for (end = now_ns() + 2 * b->ns; now_ns() < end;)
+			;
+	}
+}
+
+static void back_hold(struct back *b)
+{
+	u64 end, steps, since;
+	eventfd_t val;
+
+	on_cpu(b->cpus[0], 2);
+	for (;;) {
+		BACK_CHECK(b, !eventfd_read(b->seen_fd, &val));
+		if (READ_ONCE(b->over))
+			break;
+
+		WRITE_ONCE(b->held, b->wanted);
+		since = now_ns();
+		end = since + 20000000;
+		steps = READ_ONCE(b->steps);
+		while (now_ns() < min(end, since + 500000)) {
+			if (READ_ONCE(b->steps) != steps) {
+				steps = READ_ONCE(b->steps);
+				since = now_ns();
+			}
+		}
+	}
+}
+
+static void back_fill_once(struct back *b)
+{
+	const unsigned int p = per_huge;
+	unsigned int i;
+
+	BACK_CHECK(b, !punch(b->fd, p, p));
+	BACK_CHECK(b, !punch(b->fd, b->alone, p - b->alone));
+	BACK_CHECK(b, !allocate(b->fd, b->alone, b->in_the_way - b->alone));
+
+	/* Those who come first do not have the lock snatched away. */
+	on_cpu(b->cpus[0], 1);
+	WRITE_ONCE(b->wanted, b->wanted + 1);
+	while (READ_ONCE(b->paused) != b->wanted)
+		;
+	WRITE_ONCE(b->punching, b->wanted);
+	BACK_CHECK(b, !punch(b->fd, 0, p));
+	WRITE_ONCE(b->punched, b->wanted);
+	READ_ONCE(*word_at(b->mem, 0));
+	/* The other place gets the memory that has just been freed. */
+	for (i = b->first; i < p; i++)
+		WRITE_ONCE(*word_at(b->mem, p + i), TOKEN + p + i);
+
+	WRITE_ONCE(b->filled, b->wanted);
+	on_cpu(b->cpus[0], 0);
+	while (READ_ONCE(b->done) != b->wanted)
+		;
+}
+
+/* At the end, wait for each page: none may be locked. */
+static void back_fill(struct back *b)
+{
+	const unsigned int nr = NR_BLOCKS * per_huge;
+	const u64 end = now_ms() + BACK_MS;
+	unsigned int i;
+	u64 ns;
+
+	on_cpu(b->cpus[0], 0);
+	READ_ONCE(*word_at(b->mem, 0));
+	BACK_CHECK(b, !punch(b->fd, b->alone, per_huge - b->alone));
+	BACK_CHECK(b, !allocate(b->fd, b->alone, b->in_the_way - b->alone));
+	/* The least of some: more is somebody else's time. */
+	b->ns = 1000000;
+	for (i = 0; i < 20; i++) {
+		BACK_CHECK(b, !punch(b->fd, b->in_the_way, per_huge - b->in_the_way));
+		ns = now_ns();
+		BACK_CHECK(b, !allocate(b->fd, b->alone, per_huge - b->alone));
+		b->ns = min(b->ns, now_ns() - ns);
+	}
+
+	while (!READ_ONCE(b->ready))
+		;
+	while ((now_ms() < end || !b->back) && !b->foreign)
+		back_fill_once(b);
+	WRITE_ONCE(b->over, true);
+	BACK_CHECK(b, !eventfd_write(b->seen_fd, 1));
+
+	host_walks(b->mem, 0, nr, HOST_LOOK);
+	BACK_CHECK(b, !convert(b->fd, 0, nr, GMEM_PRIVATE));
+	BACK_CHECK(b, !convert(b->fd, 0, nr, GMEM_SHARED));
+	BACK_CHECK(b, !punch(b->fd, 0, nr));
+	host_walks(b->mem, 0, nr, HOST_FIND_ZEROES);
+	BACK_CHECK(b, !host_bad);
+}
+
+TEST_F_TIMEOUT(file, taken_back, LONG)
+{
+	const unsigned int around = max(SZ_256K / page_size, 4);
+	void (* const roles[])(struct back *b) = {
+		back_fill, back_map, back_pause, back_hold,
+	};
+	pid_t pids[ARRAY_SIZE(roles)];
+	unsigned int i, alive;
+	int cpus[2];
+	struct back *b;
+	int null;
+	u64 end;
+
+	if (!pick_cpus(cpus))
+		SKIP(return, "needs two CPUs");
+
+	b = kvm_mmap(sizeof(*b), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+	memcpy(b->cpus, cpus, sizeof(cpus));
+	b->fd = self->fd;
+	b->seen_fd = eventfd(0, 0);
+	ASSERT_LE(0, b->seen_fd);
+	b->mem = self->mem;
+	b->alone = per_huge - 4 * around;
+	b->first = per_huge - around;
+	b->in_the_way = per_huge - 2;
+
+	for (i = 0; i < ARRAY_SIZE(roles); i++) {
+		pids[i] = fork();
+		ASSERT_LE(0, pids[i]);
+		if (pids[i])
+			continue;
+		/* Keep nobody waiting for what it has to say. */
+		null = open("/dev/null", O_RDWR);
+		dup2(null, 1);
+		dup2(null, 2);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		roles[i](b);
+		_exit(0);
+	}
+
+	end = now_ms() + BACK_LIMIT_MS;
+	do {
+		usleep(10000);
+		alive = 0;
+		for (i = 0; i < ARRAY_SIZE(roles); i++) {
+			if (!pids[i])
+				continue;
+			if (READ_ONCE(b->line) || now_ms() > end)
+				kill(pids[i], SIGKILL);
+			if (waitpid(pids[i], NULL, WNOHANG) == pids[i])
+				pids[i] = 0;
+			else
+				alive++;
+		}
+	} while (alive && now_ms() < end + 10000);
+
+	TH_LOG("%lu rounds of %lu us, %lu blocks seen and taken back", b->done,
+	       b->ns / 1000, b->back);
+	EXPECT_EQ(0, alive) TH_LOG("a page stays locked");
+	EXPECT_EQ(0, b->line) TH_LOG("line %d: %s", b->line, strerror(b->err));
+	EXPECT_TRUE(b->over);
+	EXPECT_EQ(0, b->foreign);
+	EXPECT_EQ(0, b->not_zero) TH_LOG("page %lu: %#lx", b->page, b->word);
+	EXPECT_LT(0, b->back);
+	close(b->seen_fd);
+	kvm_munmap(b, sizeof(*b));
 }
 
 /*
@@ -2342,17 +2742,6 @@ struct near {
 	bool over;
 };
 
-static void on_cpu(int cpu, int policy)
-{
-	const struct sched_param param = { .sched_priority = policy == SCHED_FIFO };
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	TEST_ASSERT(!sched_setaffinity(0, sizeof(set), &set), "sched_setaffinity()");
-	TEST_ASSERT(!sched_setscheduler(0, policy, &param), "sched_setscheduler()");
-}
-
 static void fault_near(struct near *n)
 {
 	struct kvm_pre_fault_memory range;
@@ -2383,7 +2772,7 @@ static void *race_work_near(void *arg)
 {
 	struct near *n = arg;
 
-	on_cpu(n->cpus[0], SCHED_OTHER);
+	on_cpu(n->cpus[0], 0);
 	while (!READ_ONCE(n->over)) {
 		if (READ_ONCE(n->wanted) == n->done)
 			continue;
@@ -2398,7 +2787,7 @@ static void *race_release_near(void *arg)
 {
 	struct near *n = arg;
 
-	on_cpu(n->cpus[1], SCHED_OTHER);
+	on_cpu(n->cpus[1], 0);
 	while (!READ_ONCE(n->over)) {
 		if (READ_ONCE(n->held) == n->released ||
 		    (READ_ONCE(n->converted) == n->released &&
@@ -2409,14 +2798,6 @@ static void *race_release_near(void *arg)
 		WRITE_ONCE(n->released, n->released + 1);
 	}
 	return NULL;
-}
-
-static u64 now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
 /*
@@ -2434,15 +2815,9 @@ static void race_near(struct __test_metadata *_metadata, struct guest *g,
 	u64 end, ns, rounds = 0, huge_after = 0;
 	pthread_t worker, releaser;
 	struct timespec t = { };
-	cpu_set_t allowed;
-	int i, nr_cpus = 0, ret;
+	int ret;
 
-	/* Not just any: the test may have been given some. */
-	ASSERT_EQ(0, sched_getaffinity(0, sizeof(allowed), &allowed));
-	for (i = 0; i < CPU_SETSIZE && nr_cpus < 2; i++)
-		if (CPU_ISSET(i, &allowed))
-			n.cpus[nr_cpus++] = i;
-	if (nr_cpus < 2)
+	if (!pick_cpus(n.cpus))
 		SKIP(return, "needs two CPUs");
 	holder_init(&n.h, false);
 	all_shared(_metadata, g);
@@ -2456,7 +2831,7 @@ static void race_near(struct __test_metadata *_metadata, struct guest *g,
 
 	kvm_pthread_create(&worker, NULL, race_work_near, &n);
 	kvm_pthread_create(&releaser, NULL, race_release_near, &n);
-	on_cpu(n.cpus[0], SCHED_FIFO);
+	on_cpu(n.cpus[0], 1);
 	for (end = now_ms() + RACE_MS; now_ms() < end || rounds < 3; rounds++) {
 		prepare(&n);
 		hold(_metadata, &n.h, word, sizeof(*word));
@@ -2477,7 +2852,7 @@ static void race_near(struct __test_metadata *_metadata, struct guest *g,
 	WRITE_ONCE(n.over, true);
 	kvm_pthread_join(worker, NULL);
 	kvm_pthread_join(releaser, NULL);
-	on_cpu(n.cpus[0], SCHED_OTHER);
+	on_cpu(n.cpus[0], 0);
 	TH_LOG("%lu rounds, at any of %lu us", rounds, ns / 1000);
 	EXPECT_EQ(0, huge_after);
 
@@ -3042,17 +3417,43 @@ static int pick_node(u64 min_free)
 	return picked;
 }
 
-/*
- * Memory in fragments: a vCPU gets what there is, and does not stop to put it together.
- * A file of base pages takes all of a node, and returns a half: it cannot be moved.
- */
+/* A file of base pages that takes all of a node and returns a half: it cannot be moved. */
+struct filler {
+	int fd;
+	u64 size;
+	u8 *mem;
+};
+
+/* Of what is returned, @nr blocks could be put together, and more. */
+static void filler_open(struct __test_metadata *_metadata, struct kvm_vm *vm, struct filler *f,
+			int node, unsigned int nr)
+{
+	unsigned int pages, i;
+
+	f->size = (node_free(node) - SZ_64M) & ~(u64)(huge - 1);
+	f->fd = file_on_node(vm, f->size, 0, node, &f->mem);
+	ASSERT_WORKS(fallocate(f->fd, GMEM_ALLOC, 0, f->size));
+	pages = min(f->size, 3 * nr * huge) / page_size;
+	for (i = 0; i + FRAGMENT <= pages; i += 2 * FRAGMENT)
+		ASSERT_WORKS(punch(f->fd, i, FRAGMENT));
+	ASSERT_GT(nr, free_huge_blocks(node)) TH_LOG("node %d is not in fragments", node);
+}
+
+static void filler_close(struct filler *f)
+{
+	kvm_munmap(f->mem, f->size);
+	close(f->fd);
+}
+
+/* Memory in fragments: a vCPU gets what there is, and does not stop to put it together. */
 TEST_F_TIMEOUT(memory, fragmented, LONG)
 {
-	const u64 size = NR_FRAGMENTED * huge, stride = 2 * FRAGMENT;
-	u64 filler_size, stalls, whole, fallback, bad;
-	unsigned int i, nr;
-	u8 *filler_mem, *mem;
-	int node, filler, fd;
+	const u64 size = NR_FRAGMENTED * huge;
+	u64 stalls, whole, fallback, bad;
+	struct filler filler;
+	unsigned int nr;
+	int node, fd;
+	u8 *mem;
 
 	if (!is_multi_numa_node_system())
 		SKIP(return, "needs two NUMA nodes");
@@ -3060,14 +3461,7 @@ TEST_F_TIMEOUT(memory, fragmented, LONG)
 	if (node < 0)
 		SKIP(return, "no NUMA node has enough free memory");
 
-	filler_size = (node_free(node) - SZ_64M) & ~(u64)(huge - 1);
-	filler = file_on_node(self->vm, filler_size, 0, node, &filler_mem);
-	ASSERT_WORKS(fallocate(filler, GMEM_ALLOC, 0, filler_size));
-	nr = min(filler_size, 3 * size) / page_size;
-	for (i = 0; i + FRAGMENT <= nr; i += stride)
-		ASSERT_WORKS(punch(filler, i, FRAGMENT));
-	ASSERT_GT(NR_FRAGMENTED, free_huge_blocks(node))
-		TH_LOG("node %d is not in fragments", node);
+	filler_open(_metadata, self->vm, &filler, node, NR_FRAGMENTED);
 
 	fd = file_on_node(self->vm, size, block_flag(huge), node, &mem);
 	ASSERT_WORKS(__vm_set_user_memory_region2(self->vm, SLOT, KVM_MEM_GUEST_MEMFD, GPA, size,
@@ -3089,8 +3483,7 @@ TEST_F_TIMEOUT(memory, fragmented, LONG)
 
 	kvm_munmap(mem, size);
 	close(fd);
-	kvm_munmap(filler_mem, filler_size);
-	close(filler);
+	filler_close(&filler);
 }
 
 /* Blocks are where the policy of their place says, whoever asks for them. */
@@ -3145,6 +3538,272 @@ TEST_F_TIMEOUT(memory, numa_policy, LONG)
 	}
 	kvm_munmap(mem, size);
 	close(fd);
+}
+
+static int current_node(void)
+{
+	unsigned int node;
+
+	TEST_ASSERT(!syscall(__NR_getcpu, NULL, &node, NULL), "getcpu() failed");
+	return node;
+}
+
+/*
+ * Run on an allowed CPU that is on @node, or on none of its CPUs, as @near says: where
+ * memory is wanted from can depend on it.  False if there is no such CPU.
+ */
+static bool run_near(const cpu_set_t *allowed, int node, bool near)
+{
+	int cpu;
+
+	for (cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+		if (!CPU_ISSET(cpu, allowed))
+			continue;
+		on_cpu(cpu, SCHED_OTHER);
+		if ((current_node() == node) == near)
+			return true;
+	}
+	return false;
+}
+
+/* Where the page at @addr is, which has been touched. */
+static int node_of(void *addr)
+{
+	int status;
+
+	TEST_ASSERT(!move_pages(0, 1, &addr, NULL, &status, 0), "move_pages() failed");
+	return status;
+}
+
+#define NR_PREFER	8	/* blocks */
+
+struct prefer {
+	int fd;
+	u8 *mem;
+	u64 block;
+	unsigned int nr;	/* blocks */
+};
+
+static void prefer_open(struct kvm_vm *vm, struct prefer *f, u64 block, unsigned int nr)
+{
+	f->block = block;
+	f->nr = nr;
+	f->fd = vm_create_guest_memfd(vm, nr * block, MAPPABLE | INIT_SHARED | block_flag(block));
+	f->mem = kvm_mmap(nr * block, PROT_READ | PROT_WRITE, MAP_SHARED, f->fd);
+}
+
+static void prefer_close(struct prefer *f)
+{
+	kvm_munmap(f->mem, f->nr * f->block);
+	close(f->fd);
+}
+
+/*
+ * Let the file get its memory, preferably from the nodes of @mask, by a fault in each
+ * block or all at once.  The value is how many of the blocks, or of the pages that stand
+ * in for one, are on @node.
+ */
+static unsigned int prefer(struct __test_metadata *_metadata, struct prefer *f,
+			   unsigned long mask, bool fault, int node)
+{
+	unsigned int i, nr = 0;
+
+	EXPECT_WORKS(punch(f->fd, 0, f->nr * f->block / page_size));
+	EXPECT_WORKS(mbind(f->mem, f->nr * f->block, MPOL_PREFERRED_MANY, &mask, BITS_PER_LONG,
+			   0));
+	if (!fault)
+		EXPECT_WORKS(allocate(f->fd, 0, f->nr * f->block / page_size));
+	for (i = 0; i < f->nr; i++) {
+		EXPECT_EQ(0, gmem_touch_write(f->mem + i * f->block + f->block / 2, 1));
+		nr += node_of(f->mem + i * f->block + f->block / 2) == node;
+	}
+	return nr;
+}
+
+/* All of it is blocks, and on @node. */
+static void expect_preferred(struct __test_metadata *_metadata, struct prefer *f, int line,
+			     unsigned long mask, int node)
+{
+	unsigned int nr;
+	int fault;
+
+	for (fault = 0; fault < 2; fault++) {
+		nr = prefer(_metadata, f, mask, fault, node);
+		EXPECT_EQ(f->nr, nr) TH_LOG("line %d: %s, on CPUs of node %d, node %d", line,
+					    fault ? "faults" : "fallocate()", current_node(), node);
+		expect_blocks(_metadata, f->fd, line, f->nr, 0, 0);
+	}
+}
+
+#define EXPECT_PREFERRED(f, mask, node)	expect_preferred(_metadata, f, __LINE__, mask, node)
+
+/* Where there is memory on a node that is preferred, it is from there. */
+TEST_F_TIMEOUT(memory, preferred_many, LONG)
+{
+	const unsigned long both = BIT(0) | BIT(1);
+	cpu_set_t allowed;
+	unsigned int i;
+	struct prefer f;
+	int node;
+
+	if (!is_multi_numa_node_system())
+		SKIP(return, "needs two NUMA nodes");
+	ASSERT_EQ(0, sched_getaffinity(0, sizeof(allowed), &allowed));
+	prefer_open(self->vm, &f, huge, NR_PREFER);
+
+	/* From afar, and from next to it.  Of two, it is the one that is near. */
+	for (node = 0; node < 2; node++) {
+		if (run_near(&allowed, node, false))
+			EXPECT_PREFERRED(&f, BIT(node), node);
+		if (run_near(&allowed, node, true)) {
+			EXPECT_PREFERRED(&f, BIT(node), node);
+			EXPECT_PREFERRED(&f, both, node);
+		}
+	}
+
+	/* Or the one that is called its home. */
+	for (node = 0; node < 2; node++) {
+		EXPECT_WORKS(punch(f.fd, 0, NR_PREFER * per_huge));
+		EXPECT_WORKS(mbind(f.mem, NR_PREFER * huge, MPOL_PREFERRED_MANY, &both,
+				   BITS_PER_LONG, 0));
+		EXPECT_WORKS(set_mempolicy_home_node((unsigned long)f.mem, NR_PREFER * huge, node,
+						     0));
+		for (i = 0; i < NR_PREFER; i++) {
+			EXPECT_EQ(0, gmem_touch_write(f.mem + i * huge, 1));
+			EXPECT_EQ(node, node_of(f.mem + i * huge)) TH_LOG("block %u", i);
+		}
+		EXPECT_BLOCKS(f.fd, NR_PREFER, 0, 0);
+	}
+	prefer_close(&f);
+}
+
+/* Take what blocks @node has left, as far as this CPU can have them. */
+static void use_up(struct __test_metadata *_metadata, struct prefer *f, int node)
+{
+	const u64 fallback = gmem_fdinfo_val(f->fd, "gmem-blocks-fallback");
+	const unsigned long mask = BIT(node);
+	unsigned int i;
+
+	ASSERT_WORKS(mbind(f->mem, f->nr * f->block, MPOL_BIND, &mask, BITS_PER_LONG, 0));
+	for (i = 0; i < f->nr; i++) {
+		ASSERT_EQ(0, gmem_touch_write(f->mem + i * f->block, 1));
+		if (gmem_fdinfo_val(f->fd, "gmem-blocks-fallback") > fallback)
+			return;
+	}
+	ASSERT_TRUE(false) TH_LOG("node %d has more and more blocks", node);
+}
+
+/*
+ * Where @node, and no other, is in fragments: blocks are from elsewhere, and nobody stops to
+ * put some together.  But a CPU that takes a fault gets base pages from a node that is
+ * preferred, and near, rather than a block from afar.  What others free meanwhile may make
+ * a block or two.
+ */
+static void prefer_fragments(struct __test_metadata *_metadata, struct kvm_vm *vm,
+			     const cpu_set_t *allowed, int node)
+{
+	const unsigned int enough = NR_PREFER * 3 / 4;
+	struct prefer f, rest;
+	struct filler filler;
+	u64 stalls;
+
+	filler_open(_metadata, vm, &filler, node, NR_FRAGMENTED);
+	prefer_open(vm, &rest, huge, NR_FRAGMENTED);
+	prefer_open(vm, &f, huge, NR_PREFER);
+
+	if (run_near(allowed, node, false)) {
+		use_up(_metadata, &rest, node);
+		stalls = sum_vmstat("compact_stall") + sum_vmstat("allocstall");
+		EXPECT_LE(enough, prefer(_metadata, &f, BIT(node), false, !node));
+		EXPECT_BLOCKS(f.fd, NR_PREFER, 0, 0);
+		EXPECT_LE(enough, prefer(_metadata, &f, BIT(node), true, !node));
+		EXPECT_BLOCKS(f.fd, NR_PREFER, 0, 0);
+		EXPECT_EQ(stalls, sum_vmstat("compact_stall") + sum_vmstat("allocstall"));
+	}
+	if (run_near(allowed, node, true)) {
+		use_up(_metadata, &rest, node);
+		stalls = sum_vmstat("compact_stall") + sum_vmstat("allocstall");
+		EXPECT_LE(enough, prefer(_metadata, &f, BIT(node), false, !node));
+		EXPECT_BLOCKS(f.fd, NR_PREFER, 0, 0);
+		EXPECT_LE(enough, prefer(_metadata, &f, BIT(0) | BIT(1), true, !node));
+		EXPECT_BLOCKS(f.fd, NR_PREFER, 0, 0);
+		EXPECT_LE(enough, prefer(_metadata, &f, BIT(node), true, node));
+		EXPECT_LE(enough, gmem_fdinfo_val(f.fd, "gmem-blocks-fallback"));
+		EXPECT_EQ(stalls, sum_vmstat("compact_stall") + sum_vmstat("allocstall"));
+	}
+
+	prefer_close(&f);
+	prefer_close(&rest);
+	filler_close(&filler);
+}
+
+/* One node after the other: all CPUs may be on one of them. */
+TEST_F_TIMEOUT(memory, preferred_many_fragmented, LONG)
+{
+	const u64 size = 4 * NR_FRAGMENTED * huge;
+	cpu_set_t allowed;
+	int node;
+
+	if (!is_multi_numa_node_system())
+		SKIP(return, "needs two NUMA nodes");
+	if (node_free(0) < size || node_free(1) < size)
+		SKIP(return, "no two NUMA nodes have enough free memory");
+	ASSERT_EQ(0, sched_getaffinity(0, sizeof(allowed), &allowed));
+	for (node = 0; node < 2; node++)
+		prefer_fragments(_metadata, self->vm, &allowed, node);
+}
+
+/* Is there a giant block on a node? */
+static bool has_giant(struct __test_metadata *_metadata, struct prefer *f, int node)
+{
+	const unsigned long mask = BIT(node);
+	int ret;
+
+	ASSERT_WORKS(mbind(f->mem, giant, MPOL_BIND, &mask, BITS_PER_LONG, 0));
+	ret = allocate(f->fd, 0, 1);
+	if (ret) {
+		ASSERT_EQ(ENOMEM, errno);
+		return false;
+	}
+	ASSERT_WORKS(punch(f->fd, 0, per_giant));
+	return true;
+}
+
+/* Giant blocks are from where they are preferred, and from elsewhere if need be. */
+TEST_F_TIMEOUT(memory, preferred_many_giant, LONG)
+{
+	struct filler filler;
+	cpu_set_t allowed;
+	struct prefer f;
+	int node, found = 0;	/* a bit for each node */
+
+	if (!giant)
+		SKIP(return, WHY_NO_GIANT);
+	if (!is_multi_numa_node_system())
+		SKIP(return, "needs two NUMA nodes");
+	ASSERT_EQ(0, sched_getaffinity(0, sizeof(allowed), &allowed));
+	prefer_open(self->vm, &f, giant, 1);
+	for (node = 0; node < 2; node++) {
+		if (!has_giant(_metadata, &f, node))
+			continue;
+		if (!run_near(&allowed, node, false))
+			ASSERT_TRUE(run_near(&allowed, node, true));
+		EXPECT_EQ(1, prefer(_metadata, &f, BIT(node), false, node));
+		EXPECT_BLOCKS(f.fd, 1, 0, 0);
+		found |= BIT(node);
+	}
+	ASSERT_WORKS(punch(f.fd, 0, per_giant));
+
+	node = pick_node(4 * NR_FRAGMENTED * huge);
+	if (node >= 0 && node < 2 && found & BIT(!node)) {
+		filler_open(_metadata, self->vm, &filler, node, NR_FRAGMENTED);
+		EXPECT_EQ(1, prefer(_metadata, &f, BIT(node), false, !node));
+		EXPECT_BLOCKS(f.fd, 1, 0, 0);
+		filler_close(&filler);
+	}
+	prefer_close(&f);
+	if (!found)
+		SKIP(return, WHY_NO_MEMORY);
 }
 
 /* The limit of a memory cgroup that a block would exceed. */

@@ -2609,6 +2609,458 @@ TEST_F(fail, undo_of_conversion)
 	EXPECT_EQ(0, gmem_touch_read(word_of(s, 0)));
 }
 
+/*
+ * Two hooks in a row fail: a page is not moved, and cannot be moved back.  If nobody
+ * has it, it is the host's for the time being, private for all that, and keeps its
+ * content; a memslot that is bound takes it, and so does the guest's next fault.
+ */
+#define NR_SINGLES	5
+
+/* Every other page, so that each of them is a run. */
+static unsigned int single(unsigned int nr)
+{
+	return 2 * nr;
+}
+
+/* The first @nr of them. */
+static u64 singles(unsigned int nr)
+{
+	u64 map = 0;
+
+	while (nr--)
+		map |= bits(single(nr), 1);
+	return map;
+}
+
+static void singles_fill(struct __test_metadata *_metadata, struct own *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SINGLES; i++)
+		guest_fills(_metadata, s, single(i), single(i), 1);
+}
+
+/* The guest finds them at @at, and the host finds none. */
+static void singles_find(struct __test_metadata *_metadata, struct own *s, unsigned int at)
+{
+	unsigned int i;
+
+	for (i = 0; i < NR_SINGLES; i++) {
+		guest_finds(_metadata, s, at + single(i), single(i), 1);
+		EXPECT_EQ(BUS_ADRERR, gmem_touch_read(word_of(s, single(i))));
+	}
+}
+
+static void setup_singles(struct __test_metadata *_metadata, struct own *s)
+{
+	ASSERT_WORKS(bind_all(s));
+	singles_fill(_metadata, s);
+	EXPECT_CALLS(s, .private = NR_SINGLES);
+	EXPECT_OWNED(s, singles(NR_SINGLES));
+}
+
+/* Whoever has them, all of them are there and private. */
+static void expect_all_private(struct __test_metadata *_metadata, struct own *s)
+{
+	unsigned int i;
+
+	EXPECT_EQ(NR_PAGES, fdinfo_of(s->fd, "gmem-private"));
+	EXPECT_EQ(NR_SINGLES, fdinfo_of(s->fd, "gmem-present"));
+	for (i = 0; i < NR_SINGLES; i++)
+		EXPECT_EQ(BUS_ADRERR, gmem_touch_read(word_of(s, single(i)))) TH_LOG("page %u", i);
+	rmp_verify(_metadata, NULL);
+}
+
+/*
+ * What can be done where nobody has @nr of the pages, and no memslot is bound.  In the
+ * end, the guest has all of them at the old place, and no memslot is bound.
+ */
+enum again {
+	AGAIN_OLD_PLACE,
+	AGAIN_ELSEWHERE,
+	AGAIN_BY_CONVERSION,
+	AGAIN_AS_NEW,
+	NR_AGAIN,
+};
+
+static void take_again(struct __test_metadata *_metadata, struct own *s, u64 owned,
+		       enum again how)
+{
+	const unsigned int nr = NR_SINGLES - __builtin_popcountll(owned);
+	unsigned int i;
+
+	switch (how) {
+	case AGAIN_OLD_PLACE:
+		fail_nth(FAIL_PRIVATE, nr, 1);
+		EXPECT_FAILS(ENOMEM, bind_all(s));
+		EXPECT_CALLS(s, .private = nr - 1, .shared = nr - 1);
+		EXPECT_OWNED(s, owned);
+		ASSERT_WORKS(bind_all(s));
+		EXPECT_CALLS(s, .private = nr);
+		break;
+	case AGAIN_ELSEWHERE:
+		ASSERT_WORKS(bind_elsewhere(s));
+		EXPECT_CALLS(s, .private = NR_SINGLES, .shared = NR_SINGLES - nr);
+		EXPECT_OWNED(s, singles(NR_SINGLES) << 40);
+		singles_find(_metadata, s, 40);
+		ASSERT_WORKS(unbind(s, SLOT));
+		ASSERT_WORKS(bind_all(s));
+		EXPECT_CALLS(s, .private = NR_SINGLES, .shared = NR_SINGLES);
+		break;
+	case AGAIN_BY_CONVERSION:
+		EXPECT_WORKS(all_to_shared(s));
+		EXPECT_CALLS(s, .shared = NR_SINGLES - nr);
+		for (i = 0; i < NR_SINGLES; i++)
+			EXPECT_EQ(token(single(i)), READ_ONCE(*word_of(s, single(i))));
+		EXPECT_WORKS(all_to_private(s));
+		EXPECT_CALLS(s);
+		ASSERT_WORKS(bind_all(s));
+		EXPECT_CALLS(s, .private = NR_SINGLES);
+		break;
+	default:
+		EXPECT_WORKS(punch(s, 0, NR_PAGES));
+		EXPECT_CALLS(s, .reclaimed = NR_SINGLES - nr);
+		ASSERT_WORKS(bind_all(s));
+		for (i = 0; i < NR_SINGLES; i++)
+			guest_finds_zeroes(_metadata, s, single(i), 1);
+		singles_fill(_metadata, s);
+		EXPECT_CALLS(s, .private = NR_SINGLES);
+	}
+
+	EXPECT_OWNED(s, singles(NR_SINGLES));
+	singles_find(_metadata, s, 0);
+	EXPECT_CALLS(s);
+	ASSERT_WORKS(unbind(s, SLOT));
+	EXPECT_CALLS(s);
+}
+
+/*
+ * Page @nth does not get to its new place, nor back; nor do @more - 1 of those before it,
+ * which were there already.
+ */
+TEST_F_TIMEOUT(fail, two_in_a_rebind, 100)
+{
+	struct own *s = &self->s;
+	unsigned int nth, more;
+	u64 owned;
+
+	setup_singles(_metadata, s);
+	ASSERT_WORKS(unbind(s, SLOT));
+	for (nth = 1; nth <= NR_SINGLES; nth++) {
+		for (more = 1; more <= nth; more++) {
+			fail_nth(FAIL_PRIVATE, nth, 1 + more);
+			EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+			fail_never(FAIL_PRIVATE);
+			EXPECT_CALLS(s, .shared = nth + nth - 1,
+				     .private = nth - 1 + nth - more);
+			owned = singles(NR_SINGLES) & ~singles(more - 1) &
+				~bits(single(nth - 1), 1);
+			EXPECT_OWNED(s, owned);
+			expect_all_private(_metadata, s);
+			take_again(_metadata, s, owned, (nth + more) % NR_AGAIN);
+			ASSERT_EQ(0, _metadata->exit_code) TH_LOG("call %u, %u more", nth, more);
+		}
+	}
+}
+
+/* The same of runs of pages, however many: nobody has what was moved until then. */
+TEST_F(fail, two_in_a_rebind_of_runs)
+{
+	struct own *s = &self->s;
+	struct rmp_stats now;
+	unsigned int nth, nr;
+	u64 owned;
+	int ret;
+
+	ASSERT_WORKS(bind_all(s));
+	setup_fragments(_metadata, s, GMEM_PRIVATE);
+	EXPECT_OWNED(s, present_pages);
+	ASSERT_WORKS(unbind(s, SLOT));
+	for (nth = 1; nth < 2 * NR_PAGES; nth++) {
+		fail_nth(FAIL_PRIVATE, nth, -1);
+		ret = bind_elsewhere(s);
+		if (!ret)
+			break;
+
+		EXPECT_EQ(ENOMEM, errno);
+		fail_never(FAIL_PRIVATE);
+		rmp_read(&now);
+		nr = rmp_diff(&s->last, &now, OWNED);
+		EXPECT_LE(nth, nr);
+		EXPECT_EQ(rmp_diff(&now, &s->last, MAKE_SHARED_PAGES) - nr,
+			  rmp_diff(&now, &s->last, MAKE_PRIVATE_PAGES));
+		for (owned = present_pages; nr; nr--)
+			owned &= owned - 1;
+		EXPECT_OWNED(s, owned);
+		rmp_verify(_metadata, NULL);
+
+		nr = rmp_diff(&s->last, &now, OWNED);
+		s->last = now;
+		ASSERT_WORKS(bind_all(s));
+		EXPECT_CALLS(s, .private = nr);
+		expect_fragments(_metadata, s, 0);
+		EXPECT_CALLS(s);
+		ASSERT_WORKS(unbind(s, SLOT));
+		ASSERT_EQ(0, _metadata->exit_code) TH_LOG("call %u", nth);
+	}
+	fail_never(FAIL_PRIVATE);
+
+	/* Each run had its turn. */
+	EXPECT_LT(NR_FRAGMENTS, nth);
+	EXPECT_CALLS(s, .private = NR_PRESENT, .shared = NR_PRESENT);
+	EXPECT_OWNED(s, present_pages << 40);
+	expect_fragments(_metadata, s, 40);
+}
+
+static int bind_blocks(struct own *s, int fd, u64 gpa)
+{
+	return __vm_set_user_memory_region2(s->vm, SLOT, KVM_MEM_GUEST_MEMFD, gpa,
+					    2 * NR_LARGE * page_size, NULL, fd, 0);
+}
+
+/* The guest finds its token in each page of two blocks, which hardware has as two. */
+static void expect_blocks(struct __test_metadata *_metadata, struct own *s, int fd, u64 gpa)
+{
+	struct rmp_stats now;
+	u64 bad;
+
+	EXPECT_EQ(0, gmem_guest_check(s->vcpu, gpa, 2 * NR_LARGE, page_size, token(0), 1, &bad));
+	EXPECT_EQ(0, bad);
+	EXPECT_CALLS(s);
+	EXPECT_EQ(2 * NR_LARGE, fdinfo_of(fd, "gmem-owned"));
+	rmp_read(&now);
+	EXPECT_EQ(2, rmp_diff(&now, &s->first, OWNED_2M));
+	rmp_verify(_metadata, NULL);
+}
+
+/* The same of blocks: a run is 2 MiB. */
+TEST_F(fail, two_in_a_rebind_of_blocks)
+{
+	const u64 size = 2 * NR_LARGE * page_size, elsewhere = LARGE + 4 * SZ_2M;
+	struct own *s = &self->s;
+	int fd;
+
+	virt_map(s->vm, LARGE, LARGE, 2 * NR_LARGE);
+	virt_map(s->vm, elsewhere, elsewhere, 2 * NR_LARGE);
+	fd = vm_create_guest_memfd(s->vm, size, s->flags | GUEST_MEMFD_BLOCK_SIZE_2MB);
+	ASSERT_WORKS(bind_blocks(s, fd, LARGE));
+	ASSERT_WORKS(fallocate(fd, GMEM_ALLOC, 0, size));
+	EXPECT_CALLS(s, .private = 2 * NR_LARGE);
+	ASSERT_EQ(0, gmem_guest_fill(s->vcpu, LARGE, 2 * NR_LARGE, page_size, token(0)));
+	ASSERT_EQ(2, fdinfo_of(fd, "gmem-blocks-whole")) TH_LOG("no memory for blocks");
+	expect_blocks(_metadata, s, fd, LARGE);
+
+	/* The first is moved nowhere. */
+	ASSERT_WORKS(unbind(s, SLOT));
+	fail_nth(FAIL_PRIVATE, 1, 2);
+	EXPECT_FAILS(ENOMEM, bind_blocks(s, fd, elsewhere));
+	fail_never(FAIL_PRIVATE);
+	EXPECT_CALLS(s, .shared = NR_LARGE);
+	EXPECT_EQ(NR_LARGE, fdinfo_of(fd, "gmem-owned"));
+	rmp_verify(_metadata, NULL);
+	ASSERT_WORKS(bind_blocks(s, fd, LARGE));
+	EXPECT_CALLS(s, .private = NR_LARGE);
+	expect_blocks(_metadata, s, fd, LARGE);
+
+	/* The second one is not, and the first does not get back. */
+	ASSERT_WORKS(unbind(s, SLOT));
+	fail_nth(FAIL_PRIVATE, 2, 3);
+	EXPECT_FAILS(ENOMEM, bind_blocks(s, fd, elsewhere));
+	fail_never(FAIL_PRIVATE);
+	EXPECT_CALLS(s, .private = NR_LARGE, .shared = 3 * NR_LARGE);
+	EXPECT_EQ(0, fdinfo_of(fd, "gmem-owned"));
+	rmp_verify(_metadata, NULL);
+	ASSERT_WORKS(bind_blocks(s, fd, elsewhere));
+	EXPECT_CALLS(s, .private = 2 * NR_LARGE);
+	expect_blocks(_metadata, s, fd, elsewhere);
+
+	close(fd);
+	EXPECT_CALLS(s, .reclaimed = 2 * NR_LARGE);
+}
+
+/* All that was owned is moved, and what comes new is not taken. */
+TEST_F(fail, two_in_a_rebind_that_takes)
+{
+	struct own *s = &self->s;
+
+	setup_two_runs(_metadata, s);
+	ASSERT_WORKS(bind_all(s));
+	guest_fills(_metadata, s, 0, 0, 1);
+	guest_fills(_metadata, s, 2, 2, 1);
+	ASSERT_WORKS(unbind(s, SLOT));
+	ASSERT_WORKS(allocate(s, 4, 1));
+	ASSERT_WORKS(allocate(s, 6, 1));
+	EXPECT_CALLS(s, .private = 2);
+
+	/* Two moved, one new; then the other new one, and the first to be moved back. */
+	fail_nth(FAIL_PRIVATE, 4, 2);
+	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	fail_never(FAIL_PRIVATE);
+	EXPECT_CALLS(s, .shared = 5, .private = 4);
+	EXPECT_OWNED(s, bits(2, 1));
+	rmp_verify(_metadata, NULL);
+
+	ASSERT_WORKS(bind_elsewhere(s));
+	EXPECT_CALLS(s, .shared = 1, .private = 4);
+	EXPECT_OWNED(s, (bits(0, 1) | bits(2, 1) | bits(4, 1) | bits(6, 1)) << 40);
+	guest_finds(_metadata, s, 40, 0, 1);
+	guest_finds(_metadata, s, 42, 2, 1);
+	guest_finds_zeroes(_metadata, s, 44, 1);
+	guest_finds_zeroes(_metadata, s, 46, 1);
+	EXPECT_CALLS(s);
+}
+
+/* All stays private, in memslots: what nobody has is taken by the guest's faults. */
+TEST_F_TIMEOUT(fail, two_in_a_conversion, 100)
+{
+	struct own *s = &self->s;
+	unsigned int nth, more;
+	u64 val;
+
+	setup_singles(_metadata, s);
+	for (nth = 2; nth <= NR_SINGLES; nth++) {
+		for (more = 1; more < nth; more++) {
+			fail_nth(FAIL_SHARED, nth, 1);
+			fail_nth(FAIL_PRIVATE, 1, more);
+			EXPECT_FAILS(ENOMEM, all_to_shared(s));
+			EXPECT_EQ(offset_of(single(nth - 1)), s->error_offset);
+			fail_never(FAIL_SHARED);
+			fail_never(FAIL_PRIVATE);
+			EXPECT_CALLS(s, .shared = nth - 1, .private = nth - 1 - more);
+			EXPECT_OWNED(s, singles(NR_SINGLES) & ~singles(more));
+			expect_all_private(_metadata, s);
+
+			/* A hook fails once more, and the guest's read waits for its turn. */
+			fail_nth(FAIL_PRIVATE, 1, 1);
+			EXPECT_EQ(-ENOMEM, gmem_guest_read(s->vcpu, gpa_of(0), &val));
+			EXPECT_CALLS(s);
+			if (more % 2)
+				EXPECT_WORKS(prefault(s, 0, 1));
+			else
+				EXPECT_EQ(0, gmem_guest_run(s->vcpu));
+			EXPECT_CALLS(s, .private = 1);
+			EXPECT_OWNED(s, (singles(NR_SINGLES) & ~singles(more)) | bits(0, 1));
+			if (more % 2)
+				EXPECT_EQ(0, gmem_guest_run(s->vcpu));
+			EXPECT_EQ(token(0), gmem_guest_cmd.val);
+			singles_find(_metadata, s, 0);
+			EXPECT_CALLS(s, .private = more - 1);
+			EXPECT_OWNED(s, singles(NR_SINGLES));
+			rmp_verify(_metadata, NULL);
+			ASSERT_EQ(0, _metadata->exit_code) TH_LOG("call %u, %u more", nth, more);
+		}
+	}
+
+	EXPECT_WORKS(all_to_shared(s));
+	EXPECT_CALLS(s, .shared = NR_SINGLES);
+}
+
+static void start_again(struct own *s)
+{
+	own_close(s);
+	kvm_vm_free(s->vm);
+	s->vm = protected_vm(&s->vcpu);
+	own_open(s);
+	rmp_read(&s->last);
+}
+
+/*
+ * Page @nth does not get to its new place, and page @lost stays at its own: the one thing
+ * that ends the VM.  All others go back, but for page @nth where that is refused, too.
+ */
+TEST_F_TIMEOUT(fail, lost_in_a_rebind, 100)
+{
+	struct own *s = &self->s;
+	unsigned int nth, lost, nobodys;
+	u64 owned;
+
+	for (nth = 2; nth <= NR_SINGLES; nth++) {
+		for (lost = 1; lost < nth; lost++) {
+			nobodys = lost % 2;
+			setup_singles(_metadata, s);
+			ASSERT_WORKS(unbind(s, SLOT));
+			fail_nth(FAIL_PRIVATE, nth, 1 + nobodys);
+			fail_nth(FAIL_SHARED, nth + lost, 1);
+			EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+			EXPECT_CALLS(s, .shared = nth + nth - 2,
+				     .private = nth - 1 + nth - 1 - nobodys);
+
+			owned = singles(NR_SINGLES) & ~bits(single(lost - 1), 1);
+			if (nobodys)
+				owned &= ~bits(single(nth - 1), 1);
+			owned |= bits(single(lost - 1), 1) << 40;
+			EXPECT_OWNED(s, owned);
+			expect_all_private(_metadata, s);
+
+			EXPECT_EQ(-EIO, gmem_guest_run(s->vcpu));
+			EXPECT_FAILS(EIO, bind_all(s));
+			EXPECT_FAILS(EIO, bind_elsewhere(s));
+			EXPECT_OWNED(s, owned);
+			expect_over(_metadata, s, NR_SINGLES - nobodys);
+			EXPECT_OWNED(s, 0);
+			start_again(s);
+			ASSERT_EQ(0, _metadata->exit_code) TH_LOG("call %u, lost %u", nth, lost);
+		}
+	}
+}
+
+/* A page that is lost, and then cannot be reclaimed either. */
+TEST_F(fail, lost_and_leaked)
+{
+	struct own *s = &self->s;
+	struct rmp_dump dump;
+	u64 pfn;
+
+	setup_singles(_metadata, s);
+	ASSERT_WORKS(unbind(s, SLOT));
+	fail_nth(FAIL_PRIVATE, NR_SINGLES, 1);
+	fail_nth(FAIL_SHARED, NR_SINGLES + 1, 1);
+	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	EXPECT_OWNED(s, (singles(NR_SINGLES) & ~bits(0, 1)) | bits(40, 1));
+	pfn = owned_pfn(40);
+	EXPECT_NE(0, pfn);
+	rmp_read(&s->last);
+
+	fail_nth(FAIL_RECLAIM, 1, 1);
+	own_close(s);
+	fail_never(FAIL_RECLAIM);
+	EXPECT_CALLS(s, .reclaimed = NR_SINGLES - 1, .leaked = 1);
+	rmp_dump_read(&dump);
+	EXPECT_EQ(0, dump.nr);
+	free(dump.page);
+	rmp_verify(_metadata, NULL);
+
+	/* Nobody gets it again; it is no longer a page of a VM that can be asked for it. */
+	fail_never(FAIL_PRIVATE);
+	fail_never(FAIL_SHARED);
+	start_again(s);
+	ASSERT_WORKS(bind_all(s));
+	EXPECT_WORKS(allocate(s, 0, NR_PAGES));
+	EXPECT_CALLS(s, .private = NR_PAGES);
+	rmp_dump_read(&dump);
+	while (dump.nr--)
+		EXPECT_NE(pfn, dump.page[dump.nr].pfn);
+	free(dump.page);
+}
+
+/* What is new to the memslot, and cannot be given up again. */
+TEST_F(fail, lost_in_a_rebind_that_takes)
+{
+	struct own *s = &self->s;
+
+	setup_two_runs(_metadata, s);
+	ASSERT_WORKS(bind_all(s));
+	ASSERT_WORKS(unbind(s, SLOT));
+	ASSERT_WORKS(allocate(s, 4, 1));
+	ASSERT_WORKS(allocate(s, 6, 1));
+	EXPECT_CALLS(s, .private = 2);
+	fail_nth(FAIL_PRIVATE, 4, 1);
+	fail_nth(FAIL_SHARED, 3, 1);
+	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	EXPECT_EQ(-EIO, gmem_guest_run(s->vcpu));
+	expect_over(_metadata, s, 3);
+}
+
 /* What cannot be had back is lost, and that is all. */
 TEST_F(fail, reclaim)
 {
