@@ -39,7 +39,7 @@ help:
 #@              new with the series
 #@   series     what git send-email takes, in build/series, checked (2 min)
 #@   range-diff OLD=COMMIT   what has changed since that commit of this repository
-#@   bisect     build every step in 23 configurations, boot three (hours, resumable)
+#@   bisect     build every step in 24 configurations, boot three (hours, resumable)
 #@   rebase     try the series on the newest 7.2.y, or on BASE_TREE; a report (3 min)
 #@   clean      remove what was built, keep build/linux and the download
 #@   distclean  remove build/ with all that is in it
