@@ -396,9 +396,15 @@ void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
 				break;
 			if (nr_seen++ == OFFLRU_BATCH)
 				break;
-			/* Whoever maps it or has it locked has a reference, too. */
+			/* Whoever maps it has a reference, too. */
 			if (!folio_ref_freeze(folio, 1))
 				continue;
+
+			/* A fault that has mapped it has but the lock, if it is unmapped again. */
+			if (folio_test_locked(folio)) {
+				folio_ref_unfreeze(folio, 1);
+				continue;
+			}
 
 			if (!nr++)
 				page = &folio->page;

@@ -38,6 +38,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <linux/kernel-page-flags.h>
 #include <linux/sizes.h>
 
 #include "guest_memfd_hold.h"
@@ -1152,6 +1153,83 @@ TEST_F_TIMEOUT(file, taken_back, LONG)
 	EXPECT_LT(0, b->back);
 	close(b->seen_fd);
 	kvm_munmap(b, sizeof(*b));
+}
+
+#define UNLOCK_MS	3000
+#define UNLOCK_PAGES	16
+
+static void touch_for_ever(u64 *mem, int cpu)
+{
+	unsigned int i;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	on_cpu(cpu, 0);
+	for (i = 0;; i++)
+		WRITE_ONCE(*word_at(mem, i % UNLOCK_PAGES), i);
+}
+
+static unsigned int nr_locked(const u64 *pfns, unsigned int nr)
+{
+	const int fd = open("/proc/kpageflags", O_RDONLY);
+	unsigned int i, locked = 0;
+	u64 flags;
+
+	TEST_ASSERT(fd >= 0, "kpageflags: errno %d", errno);
+	for (i = 0; i < nr; i++) {
+		TEST_ASSERT(pread(fd, &flags, sizeof(flags), pfns[i] * sizeof(flags)) ==
+			    sizeof(flags), "kpageflags: errno %d", errno);
+		locked += !!(flags & BIT_ULL(KPF_LOCKED));
+	}
+	close(fd);
+	return locked;
+}
+
+/*
+ * Who has mapped a page unlocks it next, and has no reference to it anymore if a hole was
+ * punched in between.  Until it is unlocked, the page must not be free, or part of
+ * something else, which would be locked by that from then on.  The child is stopped at any
+ * point, and what it has touched is punched and used elsewhere before it goes on.
+ */
+TEST_F_TIMEOUT(file, punched_before_unlocked, LONG)
+{
+	struct kvm_random_state rng = new_kvm_random_state(4);
+	const unsigned int nr = UNLOCK_PAGES, p = per_huge;
+	struct timespec t = { };
+	unsigned int i, locked;
+	u64 end, pfns[nr];
+	int cpus[2];
+	pid_t pid;
+
+	if (!pick_cpus(cpus))
+		SKIP(return, "needs two CPUs");
+
+	ASSERT_EQ(0, allocate(self->fd, 0, 2 * p));
+	pid = fork();
+	ASSERT_LE(0, pid);
+	if (!pid)
+		touch_for_ever(self->mem, cpus[1]);
+
+	on_cpu(cpus[1], 1);
+	end = now_ms() + UNLOCK_MS;
+	do {
+		t.tv_nsec = kvm_random_u32_in_range(&rng, 1, 200000);
+		nanosleep(&t, NULL);
+		ASSERT_EQ(0, punch(self->fd, 0, nr));
+		ASSERT_EQ(0, punch(self->fd, p, nr));
+		for (i = 0; i < nr; i++)
+			WRITE_ONCE(*word_at(self->mem, p + i), TOKEN + i);
+		gmem_pfns(word_at(self->mem, p), nr, pfns);
+
+		/* The child goes on. */
+		t.tv_nsec = 100000;
+		nanosleep(&t, NULL);
+		locked = nr_locked(pfns, nr);
+	} while (!locked && now_ms() < end);
+	EXPECT_EQ(0, locked);
+
+	on_cpu(cpus[0], 0);
+	kill(pid, SIGKILL);
+	ASSERT_EQ(pid, waitpid(pid, NULL, 0));
 }
 
 /*
