@@ -667,7 +667,8 @@ static int unpoison_all(void)
 	return failed;
 }
 
-TEST_F_TIMEOUT(race, errors_and_holes, 3 * RACE_SECONDS)
+/* To look at the flags of all pages takes a debug kernel that long. */
+TEST_F_TIMEOUT(race, errors_and_holes, 12 * RACE_SECONDS)
 {
 	struct gpoison *g = &self->g;
 	const time_t end = time(NULL) + RACE_SECONDS;
