@@ -1155,8 +1155,9 @@ TEST_F_TIMEOUT(file, taken_back, LONG)
 	kvm_munmap(b, sizeof(*b));
 }
 
-#define UNLOCK_MS	3000
+#define UNLOCK_MS	6000
 #define UNLOCK_PAGES	16
+#define UNLOCK_USED	256		/* so many that those are among them */
 
 static void touch_for_ever(u64 *mem, int cpu)
 {
@@ -1193,7 +1194,7 @@ static unsigned int nr_locked(const u64 *pfns, unsigned int nr)
 TEST_F_TIMEOUT(file, punched_before_unlocked, LONG)
 {
 	struct kvm_random_state rng = new_kvm_random_state(4);
-	const unsigned int nr = UNLOCK_PAGES, p = per_huge;
+	const unsigned int nr = min(UNLOCK_USED, per_huge / 2), p = per_huge;
 	struct timespec t = { };
 	unsigned int i, locked;
 	u64 end, pfns[nr];
@@ -1214,8 +1215,9 @@ TEST_F_TIMEOUT(file, punched_before_unlocked, LONG)
 	do {
 		t.tv_nsec = kvm_random_u32_in_range(&rng, 1, 200000);
 		nanosleep(&t, NULL);
-		ASSERT_EQ(0, punch(self->fd, 0, nr));
 		ASSERT_EQ(0, punch(self->fd, p, nr));
+		ASSERT_EQ(0, punch(self->fd, 0, UNLOCK_PAGES));
+		ASSERT_EQ(0, allocate(self->fd, p, nr));
 		for (i = 0; i < nr; i++)
 			WRITE_ONCE(*word_at(self->mem, p + i), TOKEN + i);
 		gmem_pfns(word_at(self->mem, p), nr, pfns);
