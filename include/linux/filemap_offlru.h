@@ -7,7 +7,8 @@
  * hold references for as long as they like.  Without them, the reference count
  * of a page is exact: one of the file's, one for each user page table entry, and
  * those that somebody has taken on purpose.  Only mlock() has a batch of its own,
- * which lru_cache_drain_for_folio() knows about.
+ * which lru_cache_drain_for_folio() knows about.  A fault that has mapped a page, and
+ * has yet to unlock it, has none of its own.
  *
  * The pages are order-0 folios, marked as unevictable, so that what looks at
  * pages by flag or by physical address leaves them alone.  The file's mapping
