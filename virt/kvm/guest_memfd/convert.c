@@ -34,7 +34,9 @@
  * tools/testing/guest_memfd/model has models of these races, for spin.  It can
  * remove each step, NO_STEP_1 (model "own"), NO_STEP_2* ("guest", "block"),
  * NO_STEP_3 ("user"), NO_STEP_4* ("user", "gup"), NO_STEP_5* ("own", "own-block")
- * and NO_STEP_6* ("guest"), and shows what happens then: see README there.
+ * and NO_STEP_6* ("guest"); or move one, STEP_5_EARLY ("own"), STEP_6_LATE ("guest");
+ * or what the other side does, NO_GUP_* ("gup"), NO_RMB and NO_VCPU_CHECK ("guest").
+ * It shows what happens then: see README there.
  */
 #include <linux/cleanup.h>
 #include <linux/delay.h>

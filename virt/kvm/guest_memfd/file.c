@@ -8,6 +8,9 @@
  * A file pins the VM and the module; mappings pin the file; with the last file
  * the memory goes.  There is no read, no write, and no way to open the inode a
  * second time, for i_fop is not set.
+ *
+ * The models that convert.c names show what the order is for in which a hole is punched,
+ * and a file released: NO_INVALIDATE, NO_FILE_REF.
  */
 #include <linux/array_size.h>
 #include <linux/compat.h>

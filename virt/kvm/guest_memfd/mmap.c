@@ -9,6 +9,10 @@
  * handed to core-mm locked, which maps it before it unlocks, and outside of
  * invalidate_lock.  So whoever takes that exclusively, to convert or to free
  * pages, and then locks a page, finds it mapped or keeps it from being mapped.
+ *
+ * The models that convert.c names show what each part of that is for: NO_FAULT_* and
+ * NO_FOLIO_LOCK; and of what mm/filemap_offlru.c does, NO_AROUND_* and
+ * NO_FREE_LOCK_CHECK.
  */
 #include <linux/align.h>
 #include <linux/filemap_offlru.h>

@@ -40,7 +40,8 @@
  * own_lock covers all of this among those who hold invalidate_lock shared, and is
  * for the claims in any case.
  *
- * Tests: the KVM selftest guest_memfd_own_test, on the emulated RMP.
+ * Tests: the KVM selftest guest_memfd_own_test, on the emulated RMP.  The models that
+ * convert.c names remove from here NO_OWN_*, NO_INIT_FIRST, NO_LEAK and NO_RECLAIM.
  */
 #include <linux/cleanup.h>
 #include <linux/maple_tree.h>

@@ -9,6 +9,9 @@
  *
  * Hence a fault needs no reference to the page.  It better has none: conversion
  * would take it for somebody's who uses the page.
+ *
+ * The models that convert.c names show what happens otherwise: NO_RMB, NO_VCPU_CHECK,
+ * NO_REF_DROP, and for the size of mappings, NO_RECOVER_*.
  */
 #include <linux/cleanup.h>
 #include <linux/file.h>

@@ -19,7 +19,7 @@ set_cc()
 }
 set_cc
 
-models="gup user guest block recover own own-vcpus own-block own-user release"
+models="gup user guest block recover own own-vcpus own-block own-user release around"
 nr=0
 bad=0
 
@@ -51,7 +51,7 @@ incomplete="$incomplete|out of memory|pan: reducing|resizing|aborting|VECTORSZ"
 
 # All is reached that an actor says it does.  What it says before an assertion fails
 # begins with the name of an invariant.
-says_so="printf\('(I[1-4]|O1|KIND|EAGAIN):"
+says_so="printf\('(I[1-4]|O1|KIND|LOCK|EAGAIN):"
 
 verify()	# MODEL
 {

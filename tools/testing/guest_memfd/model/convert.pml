@@ -299,7 +299,9 @@ inline step_4()
 #if defined(IN_USE) || defined(NO_REF_DROP)
 				:: true ->	/* no longer */
 					printf("Converter: 4. -EAGAIN, page %d has %d references\n", i, ref[f]);
+#ifndef NO_FAULT_LOCK		/* That fails as well then, and sooner, but I1 is the point. */
 					CHECK(!IN_PTE(i, f), "EAGAIN: a page that is merely mapped cannot be converted\n");
+#endif
 #ifdef VCPUS
 					CHECK(!guest_refs, "EAGAIN: a guest fault keeps its page from being converted\n");
 #endif
@@ -499,6 +501,16 @@ inline own_free(i)
 #endif
 }
 
+/*
+ * filemap_offlru_remove(): folio_ref_freeze(), then folio_test_locked().  Nobody can lock
+ * a page whose reference is frozen, so this is one look.
+ */
+#ifdef NO_FREE_LOCK_CHECK
+#define CAN_FREE(f)	(ref[f] == 1)
+#else
+#define CAN_FREE(f)	(ref[f] == 1 && !folio_lock[f])
+#endif
+
 /* gmem_block_free(): filemap_offlru_remove(), or else truncate_inode_folio() */
 inline block_free(i)
 {
@@ -510,12 +522,12 @@ inline block_free(i)
 	if
 	:: f == 0
 	:: atomic {
-		f && ref[f] == 1 ->	/* folio_ref_freeze() */
+		f && CAN_FREE(f) ->
 		printf("%e: frees page %d\n", who, i);
 		pages[i] = 0;
 		put(f)
 	}
-	:: f && ref[f] != 1 ->
+	:: f && !CAN_FREE(f) ->
 		atomic { !folio_lock[f] -> folio_lock[f] = 1 }
 #ifdef USER_FAULT
 		unmap_user(i);
@@ -608,5 +620,61 @@ proctype release()
 	}
 	invalidate_unlock();
 	printf("Release: has freed all\n")
+}
+#endif
+
+#ifdef TAKE_BACK
+/*
+ * gmem_block_fill_place(), with a block of which page 1 cannot enter: page 0 is seen in the
+ * file, and taken back.
+ */
+proctype filler()
+{
+end:	do
+	/* filemap_offlru_alloc_block() */
+	:: atomic {
+		!ref[1] -> ref[1] = 1;
+		printf("Filler: allocates a block\n")
+	}
+		invalidate_lock_shared();
+		/* filemap_offlru_add_block(): set_up_page(), insert_pages() */
+		atomic { lock_new(1); set_up = 1; uptodate[1] = 1 }
+		atomic {
+			set_up = 0;
+			if
+			:: !pages[0] ->
+				pages[0] = 1;
+				printf("Filler: page 0 of it is in the file\n")
+			:: pages[0]
+			fi
+		}
+		/* take_pages_back() */
+		atomic {
+			if
+			:: pages[0] == 1 ->
+				pages[0] = 0;
+				printf("Filler: takes it back\n")
+			:: else
+			fi
+		}
+		d_step { uptodate[1] = 0; folio_lock[1] = 0 }
+		invalidate_unlock_shared();
+		/* filemap_offlru_free_block() */
+		atomic { printf("Filler: frees the block\n"); put(1) }
+	od
+}
+
+/* What is free is anybody's: here of somebody who has pages in a file, too. */
+proctype other()
+{
+end:	do
+	:: atomic {
+		!ref[1] -> ref[1] = 1;
+		printf("Other: allocates what was a page of the block\n")
+	}
+		atomic { lock_new(1); uptodate[1] = 1 }
+		folio_lock[1] = 0;
+		put(1)
+	od
 }
 #endif

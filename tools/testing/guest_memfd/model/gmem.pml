@@ -16,6 +16,7 @@
  *   OWN		hardware keeps a record of whose a page is
  *   HOOKS_FAIL		and can fail
  *   HOLES		the file may start without pages, and gets them one by one, too
+ *   TAKE_BACK		a block fails to enter, and its memory is used elsewhere
  *
  * What is written in one atomic or d_step is one step for everybody else.  It is
  * that in the kernel because of a spinlock, an atomic operation, or since nobody
@@ -102,6 +103,14 @@ byte file_refs = 1;
 bit slot_state = 1;		/* slot->gmem.state is not NULL */
 #endif
 
+/* Does folio->mapping say so?  It does as well for what is about to enter, see filler(). */
+#ifdef TAKE_BACK
+bit set_up;
+#define OF_FILE(i, f)	(pages[i] == (f) || (set_up && (f) == 1))
+#else
+#define OF_FILE(i, f)	(pages[i] == (f))
+#endif
+
 /* See unmap_user() */
 #ifdef GUP_FAST
 bit store_buffer[PAGES];
@@ -135,9 +144,17 @@ bit store_buffer[PAGES];
 #endif
 /* What returns to the allocator is the host's, and nobody else uses it */
 #define I2_FREE(f)	(!(ref[f] == 0 && (rmp[f] || HOST_USES(f) || GUEST_USES(f))))
+/* Whoever has a page locked is going to unlock it, whatever it has become */
+#define LOCK(f)		(!(ref[f] == 0 && folio_lock[f]))
 /* The guest uses a page as what it is, and where it is */
 #define KIND(i)		(!(spte[i] && (spte_priv[i] != priv[i] || spte[i] != pages[i])) && \
 			 !(gtlb[i] && (gtlb_priv[i] != priv[i] || gtlb[i] != pages[i])))
+/* So does the host.  Elsewhere this is true as well, and other invariants say more. */
+#ifdef TAKE_BACK
+#define KIND_HOST(i)	!(pte[i] && pte[i] != pages[i])
+#else
+#define KIND_HOST(i)	true
+#endif
 #ifdef BLOCKS
 #define I4		(!((huge || ghuge) && (priv[0] != priv[1] || owned[0] != owned[1] || \
 			   !block[0] || !block[1] || pages[0] != 1 || pages[1] != 2)))
@@ -157,7 +174,9 @@ end:	atomic {
 		:: !EVERY_FRAME(I2_HOST) -> printf("I2: the host uses a page of the guest's\n")
 		:: !EVERY(I2_GUEST) -> printf("I2: the guest uses a page as what it is not to hardware\n")
 		:: !EVERY_FRAME(I2_FREE) -> printf("I2: a free page is in use\n")
+		:: !EVERY_FRAME(LOCK) -> printf("LOCK: a free page is locked\n")
 		:: !EVERY(KIND) -> printf("KIND: the guest uses a page as what it is not anymore\n")
+		:: !EVERY(KIND_HOST) -> printf("KIND: the host maps what the file does not have there\n")
 		:: !I4 -> printf("I4: the guest maps as one what is not\n")
 		fi;
 		assert(false)
@@ -205,6 +224,15 @@ inline put(f)
 		fi
 	}
 }
+
+#ifdef TAKE_BACK
+/* __folio_set_locked(): does not look, for nobody else can have locked a new page */
+inline lock_new(f)
+{
+	CHECK(!folio_lock[f], "LOCK: somebody else has locked a new page\n");
+	folio_lock[f] = 1
+}
+#endif
 
 /* gmem_block_init_folio().  The host writes zeroes, so the page has to be its own. */
 inline init_folio(f)

@@ -338,6 +338,10 @@ init {
 #ifdef RELEASE
 		run release();
 #endif
+#ifdef TAKE_BACK
+		run filler();
+		run other();
+#endif
 #ifdef GUP_FAST
 		run drain();
 		run gup_fast();

@@ -55,25 +55,103 @@ end:	do
 		fi;
 
 		if
-		/* filemap_offlru_map(), map_folio(): under the page table lock */
+		/*
+		 * filemap_offlru_map(), map_folio().  In the kernel, the page table lock is
+		 * held all along.  Here, others may clear the entry, and nobody fills it.
+		 */
 		:: atomic {
-			PTE_LOCK(i) && !pte[i] && pages[i] && !folio_lock[pages[i]] && uptodate[pages[i]] ->
-			ref[pages[i]]++;
-			pte[i] = pages[i];
-			printf("User_fault: maps page %d, which is there\n", i)
+			PTE_LOCK(i) && !pte[i] && pages[i] ->
+			f = pages[i];
+			printf("User_fault: sees page %d, which is there\n", i)
 		}
+#ifndef NO_AROUND_REF
+			/* folio_try_get(): not if the page is free */
+			atomic {
+				if
+				:: ref[f] ->
+					ref[f]++;
+					printf("User_fault: takes a reference\n")
+				:: !ref[f] -> goto out_unlock
+				fi
+			}
+#endif
+#ifndef NO_AROUND_RELOOK
+			/* xas_reload() */
+			if
+			:: pages[i] == f -> printf("User_fault: sees that it is still there\n")
+			:: pages[i] != f -> goto out_put
+			fi;
+#endif
+			/* folio_trylock() */
+			atomic {
+				if
+				:: !folio_lock[f] ->
+					folio_lock[f] = 1;
+					printf("User_fault: locks it\n")
+				:: folio_lock[f] -> goto out_put
+				fi
+			}
+			if
+			:: atomic {
+#ifndef NO_AROUND_CHECK
+				uptodate[f] && OF_FILE(i, f) && PTE_LOCK(i) ->
+#else
+				PTE_LOCK(i) ->
+#endif
+#ifdef NO_AROUND_REF
+				ref[f]++;
+#endif
+				pte[i] = f;
+				printf("User_fault: maps page %d, which is there\n", i)
+			}
+				folio_lock[f] = 0;
+				goto out_unlock
+#ifndef NO_AROUND_CHECK
+			:: !uptodate[f] || !OF_FILE(i, f) -> folio_lock[f] = 0
+#endif
+			fi;
+out_put:
+#ifndef NO_AROUND_REF
+			put(f);
+#endif
+			goto out_unlock
 		:: fill(i);
 			f = pages[i];
 			if
 			:: f
 			:: !f -> goto out_unlock
 			fi;
-			/* filemap_lock_folio() */
+			/* filemap_lock_folio(): waits with a reference, and looks again then */
+#ifdef TAKE_BACK
 			atomic {
-				!folio_lock[f] -> folio_lock[f] = 1;
-				ref[f]++;
-				printf("User_fault: has page %d locked\n", i)
+				if
+				:: pages[i] == f -> ref[f]++
+				:: pages[i] != f -> goto out_unlock
+				fi
 			}
+			atomic { !folio_lock[f] -> folio_lock[f] = 1 }
+			if
+			:: OF_FILE(i, f)
+			:: !OF_FILE(i, f) ->
+				printf("User_fault: has locked page %d too late\n", i);
+				folio_lock[f] = 0;
+				put(f);
+				goto out_unlock
+			fi;
+			printf("User_fault: has page %d locked\n", i);
+#else
+			/* That is one step if nobody takes the page away meanwhile. */
+			atomic {
+				!folio_lock[f] ->
+				if
+				:: pages[i] == f ->
+					folio_lock[f] = 1;
+					ref[f]++;
+					printf("User_fault: has page %d locked\n", i)
+				:: pages[i] != f -> goto out_unlock
+				fi
+			}
+#endif
 			atomic { init_folio(f) }
 			/* VM_FAULT_LOCKED: finish_fault() maps it without invalidate_lock */
 #ifndef NO_FAULT_LOCK
@@ -85,23 +163,32 @@ end:	do
 #ifdef NO_FAULT_REF
 			put(f);
 #endif
-			atomic {
-				PTE_LOCK(i);
-				if
-				:: !pte[i] ->
-					pte[i] = f;
+			if
+			:: atomic {
+				PTE_LOCK(i) && !pte[i] ->
+				pte[i] = f;
 #ifdef NO_FAULT_REF
-					ref[f]++;
+				ref[f]++;
 #endif
-					folio_lock[f] = 0;
-					printf("User_fault: maps page %d, which it has locked\n", i)
-				:: pte[i] ->
-					folio_lock[f] = 0;
-#ifndef NO_FAULT_REF
-					put(f)
-#endif
-				fi
+				printf("User_fault: maps page %d, which it has locked\n", i)
 			}
+				/* The reference is the entry's now.  The page stays locked. */
+#ifndef NO_FOLIO_LOCK
+				atomic {
+					printf("User_fault: unlocks page %d\n", i);
+					folio_lock[f] = 0
+				}
+#endif
+			:: atomic {
+				PTE_LOCK(i) && pte[i] ->
+#ifndef NO_FOLIO_LOCK
+				folio_lock[f] = 0;
+#endif
+#ifndef NO_FAULT_REF
+				put(f)
+#endif
+			}
+			fi;
 			goto out
 		fi;
 out_unlock:

@@ -794,6 +794,74 @@ TEST_F_TIMEOUT(file, all_memory_comes_back, LONG)
 }
 
 /*
+ * Two allocate the same memory at once: what one of them has allocated too late goes back.
+ */
+#define BOTH_ROUNDS	24
+
+struct both {
+	int fd, cpu, err;
+	unsigned int nr;
+	pthread_barrier_t barrier;
+};
+
+static void *allocate_too(void *arg)
+{
+	struct both *b = arg;
+	int round;
+
+	on_cpu(b->cpu, 0);
+	for (round = 0; round < BOTH_ROUNDS; round++) {
+		pthread_barrier_wait(&b->barrier);
+		if (allocate(b->fd, 0, b->nr))
+			b->err = errno;
+		pthread_barrier_wait(&b->barrier);
+	}
+	return NULL;
+}
+
+static void both_allocate(struct __test_metadata *_metadata, int fd, unsigned int nr)
+{
+	struct both b = { .fd = fd, .nr = nr };
+	pthread_t other;
+	u64 before = 0;
+	int cpus[2], round;
+
+	if (!pick_cpus(cpus))
+		SKIP(return, "needs two CPUs");
+	b.cpu = cpus[1];
+	ASSERT_EQ(0, pthread_barrier_init(&b.barrier, NULL, 2));
+	kvm_pthread_create(&other, NULL, allocate_too, &b);
+	on_cpu(cpus[0], 0);
+
+	for (round = 0; round < BOTH_ROUNDS; round++) {
+		/* Caches have been filled by the first two. */
+		if (round == 2)
+			before = free_memory();
+		pthread_barrier_wait(&b.barrier);
+		EXPECT_WORKS(allocate(fd, 0, nr));
+		pthread_barrier_wait(&b.barrier);
+		EXPECT_EQ(0, b.err);
+		EXPECT_PRESENT(fd, nr);
+		EXPECT_WORKS(punch(fd, 0, nr));
+	}
+	ASSERT_EQ(0, pthread_join(other, NULL));
+	EXPECT_FREE(before);
+}
+
+TEST_F_TIMEOUT(file, both_allocate_pages, LONG)
+{
+	int fd = vm_create_guest_memfd(self->vm, self->size, MAPPABLE | INIT_SHARED);
+
+	both_allocate(_metadata, fd, self->nr);
+	close(fd);
+}
+
+TEST_F_TIMEOUT(file, both_allocate_blocks, LONG)
+{
+	both_allocate(_metadata, self->fd, self->nr);
+}
+
+/*
  * A block that finds a page in its way has entered the file in part, and leaves again.
  * Who maps the neighbours of another page can have met one of its pages just before, and
  * must not take it for what it has become meanwhile: free, or a page of something else.

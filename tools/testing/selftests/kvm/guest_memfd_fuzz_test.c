@@ -2003,6 +2003,9 @@ static void __noreturn run_program(const struct program *p)
 		while (waitpid(other, &status, 0) < 0 && errno == EINTR)
 			;
 		SURE(WIFEXITED(status) && !WEXITSTATUS(status), "status %#x", status);
+		/* Nothing is known of files that only the other one has changed, either. */
+		for (i = 0; i < c->nr_files; i++)
+			check_file(&c->file[i]);
 		c->racing = false;
 	}
 	c->nr--;

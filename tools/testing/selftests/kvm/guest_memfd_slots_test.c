@@ -10,6 +10,8 @@
  * Cases that need the one or the other are skipped; to see all, run it twice.
  */
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <sys/mman.h>
 
 #include <linux/sizes.h>
@@ -334,6 +336,126 @@ TEST_F(guest, pre_fault)
 	range.gpa = gpa_of(NR_PAGES);
 	range.size = page_size;
 	EXPECT_FAILS(ENOENT, __vcpu_ioctl(self->vcpu, KVM_PRE_FAULT_MEMORY, &range));
+}
+
+/*
+ * A vCPU maps the pages of one memslot while somebody adds and deletes another.
+ * To delete it may make the vCPU's root obsolete, and then waits for all who use
+ * memslots: a prefault that tries again with that root gets nobody anywhere.
+ */
+#define NR_ROUNDS	200
+#define STUCK_POLLS	3000	/* 10 ms each */
+
+struct round_thread {
+	struct rounds *all;
+	int (*round)(struct rounds *all);
+	pthread_t thread;
+	u64 rounds;
+	int err;
+	bool ended;
+};
+
+struct rounds {
+	struct kvm_vm *vm;
+	struct kvm_vcpu *vcpu;
+	void *mem;
+	struct round_thread threads[2];
+	bool over;
+};
+
+static int prefault_round(struct rounds *all)
+{
+	struct kvm_pre_fault_memory range = { .gpa = GPA, .size = NR_PAGES * page_size };
+
+	return __vcpu_ioctl(all->vcpu, KVM_PRE_FAULT_MEMORY, &range);
+}
+
+static int delete_round(struct rounds *all)
+{
+	return __vm_set_user_memory_region2(all->vm, SLOT + 1, 0, GPA + SZ_1G, page_size,
+					    all->mem, 0, 0) ?:
+	       delete_slot(all->vm, SLOT + 1);
+}
+
+/* Each thread has its rounds to do, and goes on for as long as the other has not. */
+static u64 rounds_left(struct rounds *all)
+{
+	return 2 * NR_ROUNDS - min(READ_ONCE(all->threads[0].rounds), NR_ROUNDS) -
+	       min(READ_ONCE(all->threads[1].rounds), NR_ROUNDS);
+}
+
+static void *do_rounds(void *arg)
+{
+	struct round_thread *t = arg;
+
+	while (rounds_left(t->all) && !READ_ONCE(t->all->over)) {
+		if (t->round(t->all) && errno != EINTR) {
+			t->err = errno;
+			WRITE_ONCE(t->all->over, true);
+		}
+		WRITE_ONCE(t->rounds, t->rounds + 1);
+	}
+	WRITE_ONCE(t->ended, true);
+	return NULL;
+}
+
+static void interrupt(int sig)
+{
+}
+
+TEST_F_TIMEOUT(guest, pre_fault_and_deletion, 200)
+{
+	struct rounds all = { .vm = self->vm, .vcpu = self->vcpu, .mem = self->mem };
+	struct round_thread *prefault = &all.threads[0], *delete = &all.threads[1];
+	const struct sigaction sa = { .sa_handler = interrupt };
+	int i, running, polls = 0, cpu = 0;
+	u64 left, last = 0;
+	cpu_set_t allowed, set;
+	bool stuck = false;
+
+	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
+		SKIP(return, "no KVM_PRE_FAULT_MEMORY");
+	kvm_sched_getaffinity(0, sizeof(allowed), &allowed);
+	if (CPU_COUNT(&allowed) < 2)
+		SKIP(return, "needs two CPUs");
+	ASSERT_EQ(0, sigaction(SIGUSR1, &sa, NULL));
+
+	prefault->round = prefault_round;
+	delete->round = delete_round;
+	for (i = 0; i < 2; i++, cpu++) {
+		while (!CPU_ISSET(cpu, &allowed))
+			cpu++;
+		CPU_ZERO(&set);
+		CPU_SET(cpu, &set);
+		all.threads[i].all = &all;
+		kvm_pthread_create(&all.threads[i].thread, NULL, do_rounds, &all.threads[i]);
+		kvm_pthread_setaffinity(all.threads[i].thread, &set);
+	}
+
+	do {
+		usleep(10000);
+		running = !READ_ONCE(prefault->ended) + !READ_ONCE(delete->ended);
+		left = rounds_left(&all) + running;
+		polls = left == last ? polls + 1 : 0;
+		last = left;
+		/* No signal reaches who deletes, and it waits for the other. */
+		if (polls == STUCK_POLLS) {
+			stuck = true;
+			WRITE_ONCE(all.over, true);
+			pthread_kill(prefault->thread, SIGUSR1);
+		}
+	} while (running);
+
+	EXPECT_FALSE(stuck)
+		TH_LOG("nobody gets anywhere in prefault %lu and deletion %lu",
+		       (unsigned long)prefault->rounds, (unsigned long)delete->rounds);
+	for (i = 0; i < 2; i++) {
+		kvm_pthread_join(all.threads[i].thread, NULL);
+		EXPECT_EQ(0, all.threads[i].err)
+			TH_LOG("%s: %s", i ? "memslot" : "prefault", strerror(all.threads[i].err));
+	}
+	for (i = 0; i < NR_PAGES; i++)
+		EXPECT_GUEST_READS(first_word(0, i), self->vcpu, gpa_of(i));
 }
 
 /* Nobody has the file open: the slot has no private page, and no memory. */

@@ -1212,13 +1212,19 @@ static int do_allocate(struct thread *t, struct file *f)
 }
 
 /* Pages that are locked. */
-static void punch(struct file *f, u64 page, u64 nr)
+/* By MADV_REMOVE where @mem maps all of it, or else by the file. */
+static void punch(struct file *f, u64 page, u64 nr, void *mem)
 {
 	const u64 end = min(page + nr, f->strict);
 	struct page *p;
 	u64 i;
 
-	require(!fallocate(f->fd, GMEM_PUNCH, offset_of(f, page), bytes(nr)),
+	if (mem && madvise(mem, bytes(nr), MADV_REMOVE)) {
+		/* Locked. */
+		require(errno == EINVAL, "file %d pages %lu+%lu: MADV_REMOVE", f->id, page, nr);
+		mem = NULL;
+	}
+	require(mem || !fallocate(f->fd, GMEM_PUNCH, offset_of(f, page), bytes(nr)),
 		"file %d pages %lu+%lu", f->id, page, nr);
 	for (i = page; i < end; i++) {
 		p = &f->pages[i];
@@ -1241,7 +1247,7 @@ static int do_punch(struct thread *t, struct file *f)
 
 	choose(t, f, f->nr, &page, &nr);
 	lock_pages(f, page, nr);
-	punch(f, page, nr);
+	punch(f, page, nr, f->maps && t->op.r[3] & 1 ? mem_of(t, f, page) : NULL);
 	check_some(t, f, page, nr);
 	unlock_pages(f, page, nr);
 	return 0;
@@ -1278,7 +1284,7 @@ static void guest_meets_poison(struct thread *t, struct file *f, u64 page)
 			f->id, page, ret);
 	}
 	happened(EV_GUEST_POISON);
-	punch(f, page, 1);
+	punch(f, page, 1, NULL);
 	do {
 		/* If the memslot has moved, what is left of the command is void. */
 		ret = guest_once(t, f->m, 0);
@@ -1542,7 +1548,7 @@ static int do_poor_child(struct thread *t)
 	/* The limit is for what one of them takes. */
 	pthread_mutex_lock(&one_at_a_time);
 	require(!pipe(fds) && !pipe(fds + 2), "pipe");
-	punch(f, b, huge);
+	punch(f, b, huge, NULL);
 
 	pid = fork();
 	require(pid >= 0, "fork");
