@@ -562,6 +562,8 @@ static void check_file(struct file *f)
 	SURE(info_number(&info, "gmem-poisoned") == 0, "gmem%d", file_nr(f));
 	SURE(present <= nr && private <= nr, "%#lx, %#lx of %#lx", present, private, nr);
 	if (c->racing) {
+		/* It says how much there is to make room for, and nothing more. */
+		f->present = present;
 		f->runs.lost = true;
 		f->fuzzy = true;
 		set_content(f, 0, f->size, -1);
@@ -1314,12 +1316,12 @@ static void do_mmap(void)
 	pick_range(f->size, &offset, &len);
 	if (odd(4))
 		len = odd_number();
-	if (len > MAX_BYTES && len < MAP_LIMIT)
-		len = MAX_BYTES;
 	if (odd(2))
 		flags = odd_flags[pick(ARRAY_SIZE(odd_flags))];
 	else if (chance(8))
 		m = pick_map();
+	if (len > MAX_BYTES && (len < MAP_LIMIT || flags & (MAP_POPULATE | MAP_LOCKED)))
+		len = MAX_BYTES;
 	if (m) {
 		/* In place of another one. */
 		addr = m->addr;
@@ -2200,6 +2202,8 @@ TEST_F_TIMEOUT(hostile, random, LONG)
 	ksft_print_msg("GMEM_FUZZ_SEED=%#lx: %lu programs, %lu calls, %lu failed, %lu SIGBUS\n",
 		       (unsigned long)seed, (unsigned long)n, (unsigned long)shared->calls,
 		       (unsigned long)shared->failed_calls, (unsigned long)shared->sigbus);
+	if (cgroup)
+		ksft_print_msg("at most %ld MiB\n", cg_read_long(cgroup, "memory.peak") / SZ_1M);
 	if (kcov_area)
 		ksft_print_msg("%lu pcs reached, %lu programs kept\n", (unsigned long)coverage->nr,
 			       (unsigned long)nr_corpus);
