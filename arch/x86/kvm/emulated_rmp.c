@@ -431,7 +431,7 @@ int emulated_rmp_make_private(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 		return -EINVAL;
 
 	if (rmp_inject(&host_rmp, &fail_make_private))
-		return -ENOMEM;
+		return -EIO;
 
 	return rmp_wait_unused(&host_rmp, vm, gfn, pfn, nr_pages) ?:
 	       rmp_make_private(&host_rmp, vm, gfn, pfn, nr_pages);
@@ -441,7 +441,7 @@ int emulated_rmp_make_shared(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 			     kvm_pfn_t nr_pages)
 {
 	if (rmp_inject(&host_rmp, &fail_make_shared))
-		return -ENOMEM;
+		return -EIO;
 
 	return rmp_give_back(&host_rmp, MAKE_SHARED, kvm->arch.rmp_id, gfn, pfn, nr_pages);
 }
@@ -449,7 +449,7 @@ int emulated_rmp_make_shared(struct kvm *kvm, gfn_t gfn, kvm_pfn_t pfn,
 int emulated_rmp_reclaim(struct kvm *kvm, kvm_pfn_t pfn, kvm_pfn_t nr_pages)
 {
 	if (rmp_inject(&host_rmp, &fail_reclaim))
-		return -ENOMEM;
+		return -EIO;
 
 	return rmp_give_back(&host_rmp, RECLAIM, kvm->arch.rmp_id, ANY_GFN, pfn, nr_pages);
 }

@@ -153,7 +153,7 @@ static int gmem_set_attributes(struct inode *inode,
 	ret = gmem_convert(inode, start, end,
 			   attrs.attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE,
 			   &error_index);
-	if (ret == -EAGAIN || ret == -ENOMEM) {
+	if (ret == -EAGAIN || ret == -ENOMEM || ret == -EIO) {
 		error_offset = (u64)error_index << PAGE_SHIFT;
 		if (put_user(error_offset, &uattrs->error_offset))
 			return -EFAULT;

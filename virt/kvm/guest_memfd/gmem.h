@@ -616,7 +616,7 @@ static inline void gmem_own_destroy(struct inode *inode)
  * @start: first index
  * @end: first index behind the range, within the inode
  * @to_private: what to make of it
- * @error_index: with -EAGAIN and -ENOMEM, the first page in the way
+ * @error_index: with -EAGAIN, -ENOMEM and -EIO, the first page in the way
  *
  * Context: takes invalidate_lock.  May sleep, for 200 ms where somebody refers
  *          to a page.

@@ -852,7 +852,7 @@ static int convert(struct thread *t, struct file *f, u64 page, u64 nr, bool priv
 		require(error >= f->strict,
 			"file %d pages %lu+%lu: page %lu is in use, in %d tries", f->id, page, nr,
 			error, tries);
-	} else if (nth && (err == ENOMEM || err == EFAULT)) {
+	} else if (nth && (err == ENOMEM || err == EFAULT || err == EIO)) {
 		happened(EV_INJECTED);
 	} else {
 		errno = err;

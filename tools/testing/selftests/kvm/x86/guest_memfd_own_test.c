@@ -2200,7 +2200,7 @@ static void expect_undone(struct __test_metadata *_metadata, struct own *s,
 		if (!ret)
 			break;
 
-		EXPECT_EQ(ENOMEM, err) TH_LOG("call %u: %s", nth, strerror(err));
+		EXPECT_EQ(EIO, err) TH_LOG("call %u: %s", nth, strerror(err));
 		EXPECT_EQ(1, rmp_diff(&now, &was, INJECTED)) TH_LOG("call %u", nth);
 		/* Whatever was done was undone, and nothing else was done. */
 		EXPECT_EQ(rmp_diff(&now, &was, MAKE_PRIVATE_PAGES),
@@ -2388,7 +2388,7 @@ TEST_F(fail, allocate)
 		fail_nth(FAIL_PRIVATE, nth, 1);
 		if (!allocate(s, 0, NR_PAGES))
 			break;
-		EXPECT_EQ(ENOMEM, errno);
+		EXPECT_EQ(EIO, errno);
 		fail_never(FAIL_PRIVATE);
 
 		rmp_read(&now);
@@ -2439,7 +2439,7 @@ TEST_F(fail, leftovers)
 	ASSERT_WORKS(bind_all(s));
 	rmp_read(&s->last);
 	fail_nth(FAIL_PRIVATE, 1, -1);
-	EXPECT_FAILS(ENOMEM, allocate(s, 0, NR_PAGES));
+	EXPECT_FAILS(EIO, allocate(s, 0, NR_PAGES));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_CALLS(s);
 	EXPECT_OWNED(s, 0);
@@ -2452,7 +2452,7 @@ TEST_F(fail, leftovers)
 	EXPECT_CALLS(s, .reclaimed = owned);
 
 	fail_nth(FAIL_PRIVATE, 1, -1);
-	EXPECT_FAILS(ENOMEM, allocate(s, 0, NR_PAGES));
+	EXPECT_FAILS(EIO, allocate(s, 0, NR_PAGES));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_WORKS(unbind(s, SLOT));
 	owned = fdinfo_of(s->fd, "gmem-present");
@@ -2462,7 +2462,7 @@ TEST_F(fail, leftovers)
 	EXPECT_WORKS(punch(s, 0, NR_PAGES));
 	EXPECT_CALLS(s, .reclaimed = owned);
 	fail_nth(FAIL_PRIVATE, 1, -1);
-	EXPECT_FAILS(ENOMEM, allocate(s, 0, NR_PAGES));
+	EXPECT_FAILS(EIO, allocate(s, 0, NR_PAGES));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_WORKS(punch(s, 0, NR_PAGES));
 	EXPECT_CALLS(s);
@@ -2478,10 +2478,10 @@ TEST_F(fail, faults)
 
 	ASSERT_WORKS(bind_all(s));
 	fail_nth(FAIL_PRIVATE, 1, 2);
-	EXPECT_EQ(-ENOMEM, gmem_guest_write(s->vcpu, gpa_of(3), token(3)));
+	EXPECT_EQ(-EIO, gmem_guest_write(s->vcpu, gpa_of(3), token(3)));
 	EXPECT_CALLS(s);
 	EXPECT_OWNED(s, 0);
-	EXPECT_EQ(-ENOMEM, gmem_guest_run(s->vcpu));
+	EXPECT_EQ(-EIO, gmem_guest_run(s->vcpu));
 	EXPECT_CALLS(s);
 	EXPECT_EQ(0, gmem_guest_run(s->vcpu));
 	EXPECT_CALLS(s, .private = 1);
@@ -2489,7 +2489,7 @@ TEST_F(fail, faults)
 	EXPECT_OWNED(s, bits(3, 1));
 
 	fail_nth(FAIL_PRIVATE, 1, 1);
-	EXPECT_FAILS(ENOMEM, __vcpu_ioctl(s->vcpu, KVM_PRE_FAULT_MEMORY, &range));
+	EXPECT_FAILS(EIO, __vcpu_ioctl(s->vcpu, KVM_PRE_FAULT_MEMORY, &range));
 	EXPECT_CALLS(s);
 	EXPECT_WORKS(__vcpu_ioctl(s->vcpu, KVM_PRE_FAULT_MEMORY, &range));
 	EXPECT_CALLS(s, .private = 1);
@@ -2519,7 +2519,7 @@ TEST_F(fail, populate)
 	ret = populate_at(s, 0, source, 1);
 	if (ret == -ENOENT)
 		SKIP(return, "needs CONFIG_KVM_GUEST_MEMFD_DEBUG");
-	EXPECT_EQ(-ENOMEM, ret);
+	EXPECT_EQ(-EIO, ret);
 	EXPECT_CALLS(s);
 	EXPECT_OWNED(s, 0);
 	EXPECT_EQ(0, populate_at(s, 0, source, 1));
@@ -2569,7 +2569,7 @@ TEST_F(fail, undo_of_bind)
 	setup_two_runs(_metadata, s);
 	fail_nth(FAIL_PRIVATE, 2, 1);
 	fail_nth(FAIL_SHARED, 1, 1);
-	EXPECT_FAILS(ENOMEM, bind_all(s));
+	EXPECT_FAILS(EIO, bind_all(s));
 	EXPECT_FAILS(EIO, convert(s, 0, 1, GMEM_SHARED));
 	expect_over(_metadata, s, 1);
 }
@@ -2584,7 +2584,7 @@ TEST_F(fail, undo_of_rebind)
 	EXPECT_CALLS(s, .private = 2);
 	fail_nth(FAIL_PRIVATE, 2, 1);
 	fail_nth(FAIL_SHARED, 3, 1);
-	EXPECT_FAILS(ENOMEM, bind_at(s, SLOT, 20, 0, NR_PAGES));
+	EXPECT_FAILS(EIO, bind_at(s, SLOT, 20, 0, NR_PAGES));
 	expect_over(_metadata, s, 2);
 }
 
@@ -2598,7 +2598,7 @@ TEST_F(fail, undo_of_conversion)
 	EXPECT_EQ(0, gmem_touch_write(word_of(s, 2), 1));
 	fail_nth(FAIL_PRIVATE, 2, 1);
 	fail_nth(FAIL_SHARED, 1, 1);
-	EXPECT_FAILS(ENOMEM, convert(s, 0, NR_PAGES, GMEM_PRIVATE));
+	EXPECT_FAILS(EIO, convert(s, 0, NR_PAGES, GMEM_PRIVATE));
 
 	/* What is the guest's is not for the host, whatever the state. */
 	EXPECT_EQ(BUS_ADRERR, gmem_touch_read(word_of(s, 0)));
@@ -2692,7 +2692,7 @@ static void take_again(struct __test_metadata *_metadata, struct own *s, u64 own
 	switch (how) {
 	case AGAIN_OLD_PLACE:
 		fail_nth(FAIL_PRIVATE, nr, 1);
-		EXPECT_FAILS(ENOMEM, bind_all(s));
+		EXPECT_FAILS(EIO, bind_all(s));
 		EXPECT_CALLS(s, .private = nr - 1, .shared = nr - 1);
 		EXPECT_OWNED(s, owned);
 		ASSERT_WORKS(bind_all(s));
@@ -2749,7 +2749,7 @@ TEST_F_TIMEOUT(fail, two_in_a_rebind, 100)
 	for (nth = 1; nth <= NR_SINGLES; nth++) {
 		for (more = 1; more <= nth; more++) {
 			fail_nth(FAIL_PRIVATE, nth, 1 + more);
-			EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+			EXPECT_FAILS(EIO, bind_elsewhere(s));
 			fail_never(FAIL_PRIVATE);
 			EXPECT_CALLS(s, .shared = nth + nth - 1,
 				     .private = nth - 1 + nth - more);
@@ -2782,7 +2782,7 @@ TEST_F(fail, two_in_a_rebind_of_runs)
 		if (!ret)
 			break;
 
-		EXPECT_EQ(ENOMEM, errno);
+		EXPECT_EQ(EIO, errno);
 		fail_never(FAIL_PRIVATE);
 		rmp_read(&now);
 		nr = rmp_diff(&s->last, &now, OWNED);
@@ -2853,7 +2853,7 @@ TEST_F(fail, two_in_a_rebind_of_blocks)
 	/* The first is moved nowhere. */
 	ASSERT_WORKS(unbind(s, SLOT));
 	fail_nth(FAIL_PRIVATE, 1, 2);
-	EXPECT_FAILS(ENOMEM, bind_blocks(s, fd, elsewhere));
+	EXPECT_FAILS(EIO, bind_blocks(s, fd, elsewhere));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_CALLS(s, .shared = NR_LARGE);
 	EXPECT_EQ(NR_LARGE, fdinfo_of(fd, "gmem-owned"));
@@ -2865,7 +2865,7 @@ TEST_F(fail, two_in_a_rebind_of_blocks)
 	/* The second one is not, and the first does not get back. */
 	ASSERT_WORKS(unbind(s, SLOT));
 	fail_nth(FAIL_PRIVATE, 2, 3);
-	EXPECT_FAILS(ENOMEM, bind_blocks(s, fd, elsewhere));
+	EXPECT_FAILS(EIO, bind_blocks(s, fd, elsewhere));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_CALLS(s, .private = NR_LARGE, .shared = 3 * NR_LARGE);
 	EXPECT_EQ(0, fdinfo_of(fd, "gmem-owned"));
@@ -2894,7 +2894,7 @@ TEST_F(fail, two_in_a_rebind_that_takes)
 
 	/* Two moved, one new; then the other new one, and the first to be moved back. */
 	fail_nth(FAIL_PRIVATE, 4, 2);
-	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	EXPECT_FAILS(EIO, bind_elsewhere(s));
 	fail_never(FAIL_PRIVATE);
 	EXPECT_CALLS(s, .shared = 5, .private = 4);
 	EXPECT_OWNED(s, bits(2, 1));
@@ -2922,7 +2922,7 @@ TEST_F_TIMEOUT(fail, two_in_a_conversion, 100)
 		for (more = 1; more < nth; more++) {
 			fail_nth(FAIL_SHARED, nth, 1);
 			fail_nth(FAIL_PRIVATE, 1, more);
-			EXPECT_FAILS(ENOMEM, all_to_shared(s));
+			EXPECT_FAILS(EIO, all_to_shared(s));
 			EXPECT_EQ(offset_of(single(nth - 1)), s->error_offset);
 			fail_never(FAIL_SHARED);
 			fail_never(FAIL_PRIVATE);
@@ -2932,7 +2932,7 @@ TEST_F_TIMEOUT(fail, two_in_a_conversion, 100)
 
 			/* A hook fails once more, and the guest's read waits for its turn. */
 			fail_nth(FAIL_PRIVATE, 1, 1);
-			EXPECT_EQ(-ENOMEM, gmem_guest_read(s->vcpu, gpa_of(0), &val));
+			EXPECT_EQ(-EIO, gmem_guest_read(s->vcpu, gpa_of(0), &val));
 			EXPECT_CALLS(s);
 			if (more % 2)
 				EXPECT_WORKS(prefault(s, 0, 1));
@@ -2981,7 +2981,7 @@ TEST_F_TIMEOUT(fail, lost_in_a_rebind, 100)
 			ASSERT_WORKS(unbind(s, SLOT));
 			fail_nth(FAIL_PRIVATE, nth, 1 + nobodys);
 			fail_nth(FAIL_SHARED, nth + lost, 1);
-			EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+			EXPECT_FAILS(EIO, bind_elsewhere(s));
 			EXPECT_CALLS(s, .shared = nth + nth - 2,
 				     .private = nth - 1 + nth - 1 - nobodys);
 
@@ -3015,7 +3015,7 @@ TEST_F(fail, lost_and_leaked)
 	ASSERT_WORKS(unbind(s, SLOT));
 	fail_nth(FAIL_PRIVATE, NR_SINGLES, 1);
 	fail_nth(FAIL_SHARED, NR_SINGLES + 1, 1);
-	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	EXPECT_FAILS(EIO, bind_elsewhere(s));
 	EXPECT_OWNED(s, (singles(NR_SINGLES) & ~bits(0, 1)) | bits(40, 1));
 	pfn = owned_pfn(40);
 	EXPECT_NE(0, pfn);
@@ -3056,7 +3056,7 @@ TEST_F(fail, lost_in_a_rebind_that_takes)
 	EXPECT_CALLS(s, .private = 2);
 	fail_nth(FAIL_PRIVATE, 4, 1);
 	fail_nth(FAIL_SHARED, 3, 1);
-	EXPECT_FAILS(ENOMEM, bind_elsewhere(s));
+	EXPECT_FAILS(EIO, bind_elsewhere(s));
 	EXPECT_EQ(-EIO, gmem_guest_run(s->vcpu));
 	expect_over(_metadata, s, 3);
 }
