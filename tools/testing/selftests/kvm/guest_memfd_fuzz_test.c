@@ -1250,6 +1250,101 @@ static void do_prefault(void)
 	JUDGE(ioctl(c->vm[vm].vcpu, KVM_PRE_FAULT_MEMORY, p));
 }
 
+/* Which pages were written to, or that it is known, of a memslot that logs that or not. */
+static void do_dirty_log(void)
+{
+	static u64 bitmap[SZ_4G / SZ_4K / 64];
+	struct slot *s = pick_slot();
+	struct kvm_clear_dirty_log clear = {};
+	struct kvm_dirty_log get = {};
+	bool usual = s->used && !odd(4);
+	int vm = usual ? s->vm : (int)pick(NR_VMS);
+	u32 id = usual ? s->id : odd(2) ? word() : pick(MAX_SLOTS);
+	void *p, *to = odd(4) ? (void *)c->nothing : bitmap;
+	u64 nr, first, pages;
+
+	/* The log would go anywhere. */
+	if (c->p->mode & MODE_FLIP)
+		return;
+	s = find_slot(vm, id);
+	pages = s ? s->size / page_size : 0;
+	must(!s, ENOENT);
+	must(!s, EINVAL);
+	must(s && !(s->flags & KVM_MEM_LOG_DIRTY_PAGES), ENOENT);
+	may(true, ENOMEM);
+
+	if (chance(2)) {
+		get.slot = id;
+		get.dirty_bitmap = to;
+		say("KVM_GET_DIRTY_LOG vm%d slot %#x", vm, id);
+		p = pointer(&get, sizeof(get));
+		must(!c->readable || to != bitmap, EFAULT);
+		JUDGE(ioctl(c->vm[vm].fd, KVM_GET_DIRTY_LOG, p));
+		return;
+	}
+
+	first = odd(4) ? odd_number() : pick(8) * 64;
+	nr = odd(4) ? odd_number() : chance(2) && first < pages ? pages - first : pick(8) * 64;
+	clear.slot = id;
+	clear.first_page = first;
+	clear.num_pages = nr;
+	clear.dirty_bitmap = to;
+	first = clear.first_page;
+	nr = clear.num_pages;
+	memset(bitmap, 0xff, sizeof(bitmap));
+	say("KVM_CLEAR_DIRTY_LOG vm%d slot %#x %#lx+%#lx", vm, id, first, nr);
+	p = pointer(&clear, sizeof(clear));
+	must(!c->readable || (nr && to != bitmap), EFAULT);
+	must(first % 64 || first > pages || nr > pages - first ||
+	     (nr < pages - first && nr % 64), EINVAL);
+	JUDGE(ioctl(c->vm[vm].fd, KVM_CLEAR_DIRTY_LOG, p));
+}
+
+#ifdef __x86_64__
+/*
+ * Let a guest run in real mode, at the begin of a memslot, for some milliseconds.  What it
+ * finds there is what somebody has written, or zeroes, which add to what ds:bx+si is.
+ */
+static void do_run(void)
+{
+	struct itimerval soon = { { 0, 10000 }, { 0, 10000 } }, before;
+	struct kvm_regs regs = { .rflags = 2 };
+	struct slot *code = pick_slot(), *data = pick_slot();
+	int vm = code->used ? code->vm : (int)pick(NR_VMS);
+	int fd = c->vm[vm].vcpu, times = 1 + pick(4), i;
+	struct kvm_sregs sregs;
+	struct kvm_run *run;
+
+	regs.rbx = pick(SZ_32K);
+	regs.rsi = pick(SZ_32K);
+	regs.rax = word();
+	say("KVM_RUN vm%d cs %#lx ds %#lx", vm, code->gpa, data->gpa);
+	for (i = 0; i < c->nr_files; i++)
+		if (c->file[i].vm == vm)
+			set_content(&c->file[i], 0, c->file[i].size, -1);
+	all_fuzzy();
+	may(true, ANY);
+
+	run = mmap(NULL, page_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (run == MAP_FAILED || ioctl(fd, KVM_GET_SREGS, &sregs))
+		goto out;
+	sregs.cs.base = code->gpa;
+	sregs.cs.selector = code->gpa >> 4;
+	sregs.ds.base = data->gpa;
+	sregs.ds.selector = data->gpa >> 4;
+	if (ioctl(fd, KVM_SET_SREGS, &sregs) || ioctl(fd, KVM_SET_REGS, &regs))
+		goto out;
+	run->immediate_exit = chance(8);
+	setitimer(ITIMER_REAL, &soon, &before);
+	while (times-- && JUDGE(ioctl(fd, KVM_RUN, NULL)))
+		say(" exit %d", run->exit_reason);
+	setitimer(ITIMER_REAL, &before, NULL);
+out:
+	if (run != MAP_FAILED)
+		munmap(run, page_size);
+}
+#endif
+
 /* Calls: the file */
 
 static u64 cached(const struct file *f, u64 offset, u64 len)
@@ -1771,7 +1866,10 @@ static const struct {
 	{ do_region, 14 }, { do_set, 18 }, { do_get, 6 }, { do_vm_set, 4 }, { do_prefault, 5 },
 	{ do_new_vm, 1 }, { do_fallocate, 10 }, { do_mmap, 7 }, { do_file_call, 10 },
 	{ do_dup, 2 }, { do_close, 2 }, { do_fork, 1 }, { do_touch, 12 }, { do_unmap, 2 },
-	{ do_remap, 2 }, { do_map_call, 8 }, { do_advise, 6 }, { do_copy, 5 },
+	{ do_remap, 2 }, { do_map_call, 8 }, { do_advise, 6 }, { do_copy, 5 }, { do_dirty_log, 3 },
+#ifdef __x86_64__
+	{ do_run, 3 },
+#endif
 };
 
 static void random_call(struct call *call)
@@ -1977,10 +2075,9 @@ static void __noreturn run_program(const struct program *p)
 	make_resources();
 	if (p->mode & MODE_FLIP)
 		SURE(!pthread_create(&thread, NULL, flip, NULL), "no thread");
-	if (p->mode & MODE_SIGNALS) {
-		sigaction(SIGALRM, &(struct sigaction) { .sa_handler = on_alarm }, NULL);
+	sigaction(SIGALRM, &(struct sigaction) { .sa_handler = on_alarm }, NULL);
+	if (p->mode & MODE_SIGNALS)
 		setitimer(ITIMER_REAL, &timer, NULL);
-	}
 	if (kcov_area)
 		ioctl(kcov_fd, KCOV_ENABLE, 0);
 
