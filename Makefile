@@ -19,7 +19,7 @@ help:
 #@   demo       boot our kernel, and watch a small VMM use it
 #@              (8 min on a fresh machine, later 1 min)
 #@   check      run every test; ends with "N passed, N failed, N skipped"
-#@              (26 min with a warm compiler cache; cold, two kernels more)
+#@              (37 min with a warm compiler cache; cold, three kernels more)
 #@   bench      measure our kernel and the base in instructions, against goals
 #@              (4 min; the first time, two kernels more)
 #@
