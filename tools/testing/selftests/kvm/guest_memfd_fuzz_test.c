@@ -1273,10 +1273,19 @@ static void do_dirty_log(void)
 	u32 id = usual ? s->id : odd(2) ? word() : pick(MAX_SLOTS);
 	void *p, *to = odd(4) ? (void *)c->nothing : bitmap;
 	u64 nr, first, pages;
+	int i;
 
 	/* The log would go anywhere. */
 	if (c->p->mode & MODE_FLIP)
 		return;
+	/* Mostly one that logs, if there is one. */
+	for (i = 0; i < MAX_SLOTS && usual && !(s->flags & KVM_MEM_LOG_DIRTY_PAGES); i++) {
+		if (!c->slot[i].used)
+			continue;
+		s = &c->slot[i];
+		vm = s->vm;
+		id = s->id;
+	}
 	s = find_slot(vm, id);
 	pages = s ? s->size / page_size : 0;
 	must(!s, ENOENT);
@@ -1294,7 +1303,7 @@ static void do_dirty_log(void)
 		return;
 	}
 
-	first = odd(4) ? odd_number() : pick(8) * 64;
+	first = odd(4) ? odd_number() : pick(8) * (chance(4) ? 1 : 64);
 	nr = odd(4) ? odd_number() : chance(2) && first < pages ? pages - first : pick(8) * 64;
 	clear.slot = id;
 	clear.first_page = first;

@@ -1211,8 +1211,7 @@ static int do_allocate(struct thread *t, struct file *f)
 	return 0;
 }
 
-/* Pages that are locked. */
-/* By MADV_REMOVE where @mem maps all of it, or else by the file. */
+/* Pages that are locked, by MADV_REMOVE where @mem maps all of them, or else by the file. */
 static void punch(struct file *f, u64 page, u64 nr, void *mem)
 {
 	const u64 end = min(page + nr, f->strict);
