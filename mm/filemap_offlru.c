@@ -51,9 +51,10 @@ int filemap_offlru_add(struct address_space *mapping, struct folio *folio,
 
 	ret = __filemap_add_folio(mapping, folio, index, gfp, &shadow);
 	if (ret) {
-		__folio_clear_unevictable(folio);
-		__folio_clear_locked(folio);
+		/* memory_failure() may have taken it for the file's, and wait. */
+		folio_clear_unevictable(folio);
 		mem_cgroup_uncharge(folio);
+		folio_unlock(folio);
 	}
 	return ret;
 }

@@ -195,8 +195,10 @@ static int gmem_block_insert(struct inode *inode, struct page *page, pgoff_t sta
 
 	for (i = 0; i < BIT(order); i++) {
 		/* Marked before it was the inode's: nobody is going to tell. */
-		if (PageHWPoison(page + i))
+		if (PageHWPoison(page + i)) {
+			WRITE_ONCE(gi->poisoned, true);
 			gmem_block_break_folio(inode, page_folio(page + i));
+		}
 		folio_unlock(page_folio(page + i));
 	}
 	return 0;

@@ -75,7 +75,7 @@
  *   gmem_inode->block_lock
  *       Which pages are memory of blocks.  A block enters under it, with its pages
  *       locked, which nobody else has yet.  memory_failure() waits for it, with a
- *       lock of the whole host: charge nothing under it.
+ *       lock of the whole host: allocate nodes of tables under it, but no pages.
  *   kvm->mmu_lock
  *
  * State is read under RCU alone where it is a hint that an invalidation corrects,

@@ -129,6 +129,8 @@ struct folio *gmem_pfn_get_folio(struct kvm_memory_slot *slot,
 	if (IS_ERR(folio) || !folio_test_hwpoison(folio))
 		return folio;
 
+	/* It may have been marked before it was the inode's. */
+	WRITE_ONCE(GMEM_I(file_inode(file))->poisoned, true);
 	folio_unlock(folio);
 	folio_put(folio);
 	return ERR_PTR(-EHWPOISON);

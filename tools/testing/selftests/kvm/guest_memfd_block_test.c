@@ -102,19 +102,6 @@ static u64 now_ns(void)
 	return t.tv_sec * 1000000000ull + t.tv_nsec;
 }
 
-/* Two CPUs, and not just any: the test may have been given some. */
-static bool pick_cpus(int cpus[2])
-{
-	cpu_set_t allowed;
-	int i, nr = 0;
-
-	TEST_ASSERT(!sched_getaffinity(0, sizeof(allowed), &allowed), "sched_getaffinity()");
-	for (i = 0; i < CPU_SETSIZE && nr < 2; i++)
-		if (CPU_ISSET(i, &allowed))
-			cpus[nr++] = i;
-	return nr == 2;
-}
-
 /* With a priority, come before all that have less, or none. */
 static void on_cpu(int cpu, int priority)
 {
@@ -826,7 +813,7 @@ static void both_allocate(struct __test_metadata *_metadata, int fd, unsigned in
 	u64 before = 0;
 	int cpus[2], round;
 
-	if (!pick_cpus(cpus))
+	if (!gmem_two_cpus(cpus))
 		SKIP(return, "needs two CPUs");
 	b.cpu = cpus[1];
 	ASSERT_EQ(0, pthread_barrier_init(&b.barrier, NULL, 2));
@@ -1168,7 +1155,7 @@ TEST_F_TIMEOUT(file, taken_back, LONG)
 	int null;
 	u64 end;
 
-	if (!pick_cpus(cpus))
+	if (!gmem_two_cpus(cpus))
 		SKIP(return, "needs two CPUs");
 
 	b = kvm_mmap(sizeof(*b), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
@@ -1269,7 +1256,7 @@ TEST_F_TIMEOUT(file, punched_before_unlocked, LONG)
 	int cpus[2];
 	pid_t pid;
 
-	if (!pick_cpus(cpus))
+	if (!gmem_two_cpus(cpus))
 		SKIP(return, "needs two CPUs");
 
 	ASSERT_EQ(0, allocate(self->fd, 0, 2 * p));
@@ -2965,7 +2952,7 @@ static void race_near(struct __test_metadata *_metadata, struct guest *g,
 	struct timespec t = { };
 	int ret;
 
-	if (!pick_cpus(n.cpus))
+	if (!gmem_two_cpus(n.cpus))
 		SKIP(return, "needs two CPUs");
 	holder_init(&n.h, false);
 	all_shared(_metadata, g);

@@ -408,25 +408,22 @@ TEST_F_TIMEOUT(guest, pre_fault_and_deletion, 200)
 	struct rounds all = { .vm = self->vm, .vcpu = self->vcpu, .mem = self->mem };
 	struct round_thread *prefault = &all.threads[0], *delete = &all.threads[1];
 	const struct sigaction sa = { .sa_handler = interrupt };
-	int i, running, polls = 0, cpu = 0;
+	int i, running, polls = 0, cpus[2];
 	u64 left, last = 0;
-	cpu_set_t allowed, set;
+	cpu_set_t set;
 	bool stuck = false;
 
 	if (!kvm_has_cap(KVM_CAP_PRE_FAULT_MEMORY))
 		SKIP(return, "no KVM_PRE_FAULT_MEMORY");
-	kvm_sched_getaffinity(0, sizeof(allowed), &allowed);
-	if (CPU_COUNT(&allowed) < 2)
+	if (!gmem_two_cpus(cpus))
 		SKIP(return, "needs two CPUs");
 	ASSERT_EQ(0, sigaction(SIGUSR1, &sa, NULL));
 
 	prefault->round = prefault_round;
 	delete->round = delete_round;
-	for (i = 0; i < 2; i++, cpu++) {
-		while (!CPU_ISSET(cpu, &allowed))
-			cpu++;
+	for (i = 0; i < 2; i++) {
 		CPU_ZERO(&set);
-		CPU_SET(cpu, &set);
+		CPU_SET(cpus[i], &set);
 		all.threads[i].all = &all;
 		kvm_pthread_create(&all.threads[i].thread, NULL, do_rounds, &all.threads[i]);
 		kvm_pthread_setaffinity(all.threads[i].thread, &set);

@@ -67,7 +67,7 @@
 #define CTL_GPA		SZ_1G
 #define GPA(file)	(SZ_4G * (1 + (file)))
 #define ALT_GPA(file)	(GPA(file) + SZ_2G + page_size)
-#define TRIES		20		/* of what is to succeed in the end */
+#define TRIES		100		/* of what is to succeed in the end */
 #define STUCK_SECONDS	150		/* nothing takes that long */
 #define SETTLE_MS	20000		/* for what ends a moment later */
 #define MAX_POISON	48		/* pages that a run may break */

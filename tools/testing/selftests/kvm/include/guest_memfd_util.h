@@ -13,6 +13,7 @@
 
 #include <ctype.h>
 #include <dirent.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -266,6 +267,19 @@ static inline int gmem_count_fds(void)
 		nr++;
 	closedir(dir);
 	return nr;
+}
+
+/* Two CPUs, and not just any: the test may have been given some. */
+static inline bool gmem_two_cpus(int cpus[2])
+{
+	cpu_set_t allowed;
+	int i, nr = 0;
+
+	kvm_sched_getaffinity(0, sizeof(allowed), &allowed);
+	for (i = 0; i < CPU_SETSIZE && nr < 2; i++)
+		if (CPU_ISSET(i, &allowed))
+			cpus[nr++] = i;
+	return nr == 2;
 }
 
 static inline int gmem_write_file(const char *path, const char *text)
