@@ -75,7 +75,8 @@ static struct page *alloc_block_on(gfp_t gfp, unsigned int order, int nid,
 		return alloc_contig_pages(1UL << order, gfp, nid, &allowed);
 #endif
 	/* Rather have none than one that is far away, unless it is worth an effort. */
-	if (!nodemask && !(gfp & __GFP_DIRECT_RECLAIM))
+	if (!nodemask && !(gfp & __GFP_DIRECT_RECLAIM) && node_state(nid, N_MEMORY) &&
+	    node_isset(nid, allowed))
 		gfp |= __GFP_THISNODE;
 
 	page = __alloc_pages(gfp, order, nid, nodemask ? &allowed : NULL, ALLOC_DEFAULT);
@@ -353,6 +354,21 @@ int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 	return 0;
 }
 EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_add_block, "kvm");
+
+/**
+ * filemap_offlru_free_folio() - Say goodbye to a page that has left its file
+ * @folio: the page; others may still refer to it
+ *
+ * Context: no spinlock is held.
+ */
+void filemap_offlru_free_folio(struct folio *folio)
+{
+	folio_clear_unevictable(folio);
+	/* memory_failure() has a reference for ever: the page is not going to be freed. */
+	if (folio_test_hwpoison(folio))
+		mem_cgroup_uncharge(folio);
+}
+EXPORT_SYMBOL_FOR_MODULES(filemap_offlru_free_folio, "kvm");
 
 /* Free pages in a row, to which nobody refers anymore. */
 static void free_pages_in_row(struct address_space *mapping, struct page *page,

@@ -13,7 +13,7 @@
  * The pages are order-0 folios, marked as unevictable, so that what looks at
  * pages by flag or by physical address leaves them alone.  The file's mapping
  * is AS_INACCESSIBLE, which tells its pages from others that are off the LRU
- * for a moment.  The file's ->free_folio() clears the mark.
+ * for a moment.  The file's ->free_folio() is filemap_offlru_free_folio(), or calls it.
  *
  * Users are exempt from nothing: pages are charged to a memory cgroup, counted
  * as file pages, and taken out of service by memory_failure().
@@ -25,32 +25,56 @@
 #include <linux/pagemap.h>
 #include <linux/rcupdate.h>
 
+/* May a page be one?  Unevictable pages on their way to an LRU list, or from it, may. */
+static inline bool page_maybe_offlru(const struct page *page)
+{
+	return IS_ENABLED(CONFIG_FILEMAP_OFFLRU) &&
+	       test_bit(PG_unevictable, &page_folio(page)->flags.f) &&
+	       !PageLRU(page) && !page_has_type(page);
+}
+
 /**
  * page_is_offlru() - Whether a page is a file page off the LRU
- * @page: any page
+ * @page: the page
  *
- * Context: any.  Without the folio lock the answer may be outdated; a reference
- *          is not needed: inodes with such pages are freed after an RCU grace
- *          period.
+ * Context: the caller has a reference to the page.  Without the folio lock the answer
+ *          may be outdated: inodes with such pages are freed after an RCU grace period.
  * Return: whether it is.
  */
 static inline bool page_is_offlru(const struct page *page)
 {
-	const struct folio *folio = page_folio(page);
 	struct address_space *mapping;
 
-	if (!IS_ENABLED(CONFIG_FILEMAP_OFFLRU))
-		return false;
-
-	/* Without a reference, it may be part of something else by now. */
-	if (!test_bit(PG_unevictable, &folio->flags.f) || PageLRU(page) ||
-	    page_has_type(page))
+	if (!page_maybe_offlru(page))
 		return false;
 
 	guard(rcu)();
-	mapping = READ_ONCE(folio->mapping);
+	mapping = READ_ONCE(page_folio(page)->mapping);
 	return mapping && !((unsigned long)mapping & FOLIO_MAPPING_FLAGS) &&
 	       mapping_inaccessible(mapping);
+}
+
+/**
+ * page_try_get_offlru() - Get a reference to a page if it is a file page off the LRU
+ * @page: any page, which may be freed and become another at any time
+ *
+ * Without a reference, what the page has for a mapping may be none.
+ *
+ * Context: any.
+ * Return: whether it is, and the caller has a reference to it.
+ */
+static inline bool page_try_get_offlru(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	if (!page_maybe_offlru(page) || !folio_try_get(folio))
+		return false;
+
+	if (page_folio(page) == folio && page_is_offlru(page))
+		return true;
+
+	folio_put(folio);
+	return false;
 }
 
 #ifdef CONFIG_FILEMAP_OFFLRU
@@ -65,6 +89,7 @@ int filemap_offlru_add_block(struct address_space *mapping, struct page *page,
 			     bool any_signal);
 void filemap_offlru_remove(struct address_space *mapping, pgoff_t first,
 			   pgoff_t last);
+void filemap_offlru_free_folio(struct folio *folio);
 vm_fault_t filemap_offlru_map(struct vm_fault *vmf, pgoff_t first, pgoff_t last);
 #endif
 

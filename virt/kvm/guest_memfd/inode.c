@@ -14,6 +14,7 @@
  */
 #include <linux/anon_inodes.h>
 #include <linux/file.h>
+#include <linux/filemap_offlru.h>
 #include <linux/fs_context.h>
 #include <linux/magic.h>
 #include <linux/mount.h>
@@ -49,7 +50,7 @@ static bool gmem_release_folio(struct folio *folio, gfp_t gfp)
 static void gmem_free_folio(struct folio *folio)
 {
 	kvm_arch_gmem_check_host(folio_pfn(folio), folio_nr_pages(folio), true);
-	folio_clear_unevictable(folio);
+	filemap_offlru_free_folio(folio);
 }
 
 static const struct address_space_operations gmem_aops = {

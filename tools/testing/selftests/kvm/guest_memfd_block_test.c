@@ -46,8 +46,6 @@
 #include "numaif.h"
 #include "processor.h"
 
-#include "cgroup_util.h"
-
 #define MAPPABLE	GUEST_MEMFD_FLAG_MMAP
 #define INIT_SHARED	GUEST_MEMFD_FLAG_INIT_SHARED
 
@@ -3941,25 +3939,6 @@ TEST_F_TIMEOUT(memory, preferred_many_giant, LONG)
 		SKIP(return, WHY_NO_MEMORY);
 }
 
-/* The limit of a memory cgroup that a block would exceed. */
-static char *enter_cgroup(char *root, size_t size)
-{
-	char *group;
-
-	if (cg_find_unified_root(root, size, NULL) ||
-	    cg_read_strstr(root, "cgroup.controllers", "memory") ||
-	    (cg_read_strstr(root, "cgroup.subtree_control", "memory") &&
-	     cg_write(root, "cgroup.subtree_control", "+memory")))
-		return NULL;
-
-	group = cg_name(root, "gmem_block_test");
-	if (cg_create(group) || cg_enter_current(group)) {
-		free(group);
-		return NULL;
-	}
-	return group;
-}
-
 static void leave_cgroup(struct __test_metadata *_metadata, char *root, char *group)
 {
 	EXPECT_EQ(0, cg_read_key_long(group, "memory.events", "oom_kill "));
@@ -3968,6 +3947,7 @@ static void leave_cgroup(struct __test_metadata *_metadata, char *root, char *gr
 	free(group);
 }
 
+/* The limit of a memory cgroup that a block would exceed. */
 TEST_F_TIMEOUT(memory, cgroup_huge, LONG)
 {
 	const u64 size = 2 * huge;
@@ -3978,7 +3958,7 @@ TEST_F_TIMEOUT(memory, cgroup_huge, LONG)
 	unsigned int i;
 	int fd;
 
-	group = enter_cgroup(root, sizeof(root));
+	group = gmem_enter_cgroup("gmem_block_test", root, sizeof(root));
 	if (!group)
 		SKIP(return, "no cgroup2 with a memory controller (CONFIG_MEMCG, mount)");
 
@@ -4020,7 +4000,7 @@ TEST_F_TIMEOUT(memory, cgroup_giant, LONG)
 
 	if (!giant)
 		SKIP(return, WHY_NO_GIANT);
-	group = enter_cgroup(root, sizeof(root));
+	group = gmem_enter_cgroup("gmem_block_test", root, sizeof(root));
 	if (!group)
 		SKIP(return, "no cgroup2 with a memory controller (CONFIG_MEMCG, mount)");
 

@@ -25,8 +25,6 @@
 #include "guest_memfd_util.h"
 #include "numaif.h"
 
-#include "cgroup_util.h"
-
 #ifndef GUEST_MEMFD_MAGIC
 #define GUEST_MEMFD_MAGIC	0x474d454d
 #endif
@@ -1136,18 +1134,9 @@ TEST_F(file, memory_cgroup)
 	char *group;
 	int fd, name;
 
-	if (cg_find_unified_root(root, sizeof(root), NULL))
-		SKIP(return, "no cgroup2");
-	if (cg_read_strstr(root, "cgroup.controllers", "memory"))
-		SKIP(return, "no memory controller");
-	if (cg_read_strstr(root, "cgroup.subtree_control", "memory") &&
-	    cg_write(root, "cgroup.subtree_control", "+memory"))
-		SKIP(return, "memory controller cannot be enabled");
-
-	group = cg_name(root, "gmem_contract_test");
-	if (cg_create(group))
-		SKIP(free(group); return, "no permission to create a cgroup");
-	ASSERT_WORKS(cg_enter_current(group));
+	group = gmem_enter_cgroup("gmem_contract_test", root, sizeof(root));
+	if (!group)
+		SKIP(return, "no cgroup2 with a memory controller (CONFIG_MEMCG, mount)");
 
 	fd = vm_create_guest_memfd(f->vm, size, variant->flags);
 	before = cg_read_long(group, "memory.current");

@@ -53,7 +53,6 @@
 #include <sys/wait.h>
 #include <sys/xattr.h>
 
-#include "cgroup_util.h"
 #include "guest_memfd_util.h"
 
 #define MAX_CALLS	400

@@ -23,6 +23,7 @@
 
 #define NR_PAGES	8
 #define BAD		3		/* the page that breaks */
+#define NR_CHARGED	64		/* more than is charged in advance */
 #define SLOT		10
 #define GPA		SZ_4G
 
@@ -373,6 +374,48 @@ TEST_F(poison, close_with_broken_page)
 	unmap_file(g);
 	close(g->fd);
 	g->fd = open("/dev/null", O_RDWR);
+}
+
+/* Who has given broken pages up has their memory to spend, though the system has not. */
+TEST(broken_pages_are_not_charged)
+{
+	const long size = NR_CHARGED * page_size, slack = size / 4;
+	long before, lost = gmem_hardware_corrupted();
+	char root[PATH_MAX], *group;
+	u64 pfns[NR_CHARGED];
+	struct kvm_vm *vm;
+	unsigned int i;
+	u8 *mem;
+	int fd;
+
+	if (!may_break_memory() || !can_unpoison())
+		SKIP(return, WHY_NOT " and CONFIG_HWPOISON_INJECT");
+	group = gmem_enter_cgroup("gmem_poison_test", root, sizeof(root));
+	if (!group)
+		SKIP(return, "no cgroup2 with a memory controller (CONFIG_MEMCG, mount)");
+
+	vm = vm_create_barebones();
+	fd = vm_create_guest_memfd(vm, size, GUEST_MEMFD_FLAG_MMAP |
+					     GUEST_MEMFD_FLAG_INIT_SHARED);
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+	memset(mem, 1, size);
+	gmem_pfns(mem, NR_CHARGED, pfns);
+	kvm_munmap(mem, size);
+
+	for (i = 0; i < NR_CHARGED; i++)
+		EXPECT_EQ(0, gmem_break_pfn(pfns[i]));
+	before = cg_read_long(group, "memory.current");
+	EXPECT_WORKS(fallocate(fd, GMEM_PUNCH, 0, size));
+	EXPECT_LE(size - slack, before - cg_read_long(group, "memory.current"));
+
+	for (i = 0; i < NR_CHARGED; i++)
+		EXPECT_EQ(0, gmem_unpoison(pfns[i]));
+	EXPECT_EQ(lost, gmem_hardware_corrupted());
+	close(fd);
+	kvm_vm_free(vm);
+	EXPECT_WORKS(cg_enter_current(root));
+	EXPECT_WORKS(cg_destroy(group));
+	free(group);
 }
 
 /*

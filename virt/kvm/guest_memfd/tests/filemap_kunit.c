@@ -8,18 +8,14 @@
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/pagemap.h>
+#include <linux/poison.h>
 #include <linux/sched.h>
 
 #define ROUNDS		2000u
 #define PATIENCE	(5 * HZ)
 
-static void free_folio(struct folio *folio)
-{
-	folio_clear_unevictable(folio);
-}
-
 static const struct address_space_operations aops = {
-	.free_folio = free_folio,
+	.free_folio = filemap_offlru_free_folio,
 };
 
 /* An inode as far as the page cache looks at it. */
@@ -60,13 +56,14 @@ static int wait_for_folio(void *data)
 	unsigned int round = 1;
 
 	for (; !kthread_should_stop(); cond_resched()) {
-		if (smp_load_acquire(&w->round) != round)
+		if (READ_ONCE(w->round) != round)
 			continue;
 
-		while (!folio_test_locked(w->folio) && smp_load_acquire(&w->done) != round)
+		while (!folio_test_locked(w->folio) && READ_ONCE(w->done) != round)
 			cpu_relax();
 		folio_lock(w->folio);
 		folio_unlock(w->folio);
+		/* Pairs with is_woken(): the folio is let go of. */
 		smp_store_release(&w->woken, round++);
 	}
 	return 0;
@@ -76,6 +73,7 @@ static bool is_woken(struct waiter *w, unsigned int round)
 {
 	unsigned long end = jiffies + PATIENCE;
 
+	/* Pairs with wait_for_folio(): leave the folio alone until then. */
 	while (smp_load_acquire(&w->woken) != round) {
 		if (time_after(jiffies, end))
 			return false;
@@ -123,9 +121,9 @@ static void who_waits_for_a_page_that_fails_is_woken(struct kunit *test)
 	KUNIT_EXPECT_FALSE(test, IS_ERR(task));
 
 	for (i = 1; !IS_ERR_OR_NULL(task) && woken && ret == -EEXIST && i <= ROUNDS; i++) {
-		smp_store_release(&w.round, i);
+		WRITE_ONCE(w.round, i);
 		ret = filemap_offlru_add(mapping, w.folio, 0, GFP_KERNEL);
-		smp_store_release(&w.done, i);
+		WRITE_ONCE(w.done, i);
 
 		woken = is_woken(&w, i);
 		if (!woken)
@@ -143,7 +141,57 @@ static void who_waits_for_a_page_that_fails_is_woken(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, mapping->nrpages, 0UL);
 }
 
+static int look_at_page(void *page)
+{
+	int found = 0;
+
+	for (; !kthread_should_stop(); cond_resched()) {
+		if (!page_try_get_offlru(page))
+			continue;
+		put_page(page);
+		found |= 1;
+	}
+	return found;
+}
+
+/*
+ * A page is the file's, and then a part of a huge page, over and over, while somebody
+ * wants to know.  What is no address of a mapping must not be looked into.
+ */
+static void page_becomes_another(struct kunit *test)
+{
+	struct address_space *mapping = create_mapping(test);
+	struct folio *folio = filemap_alloc_folio(GFP_KERNEL, 0, NULL);
+	struct task_struct *task;
+	unsigned long end;
+
+	KUNIT_ASSERT_NOT_NULL(test, folio);
+	task = kthread_run(look_at_page, &folio->page, "gmem-looker");
+	KUNIT_EXPECT_FALSE(test, IS_ERR(task));
+
+	for (end = jiffies + HZ; !IS_ERR(task) && time_before(jiffies, end); cond_resched()) {
+		WRITE_ONCE(folio->mapping, mapping);
+		folio_set_unevictable(folio);
+		cpu_relax();
+		WRITE_ONCE(folio->mapping, NULL);
+		filemap_offlru_free_folio(folio);
+
+		/* Who has a reference keeps it from that. */
+		if (!folio_ref_freeze(folio, 1))
+			continue;
+		WRITE_ONCE(folio->mapping, TAIL_MAPPING);
+		cpu_relax();
+		WRITE_ONCE(folio->mapping, NULL);
+		folio_ref_unfreeze(folio, 1);
+	}
+
+	if (!IS_ERR(task))
+		KUNIT_EXPECT_EQ(test, kthread_stop(task), num_online_cpus() > 1);
+	folio_put(folio);
+}
+
 static struct kunit_case filemap_offlru_cases[] = {
+	KUNIT_CASE(page_becomes_another),
 	KUNIT_CASE(who_waits_for_a_page_that_fails_is_woken),
 	{}
 };

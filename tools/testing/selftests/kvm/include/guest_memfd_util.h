@@ -16,11 +16,14 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
 #include <linux/falloc.h>
 
+#include "cgroup_util.h"
 #include "kvm_util.h"
 #include "kselftest_harness.h"
 #include "ucall_common.h"
@@ -280,6 +283,25 @@ static inline bool gmem_two_cpus(int cpus[2])
 		if (CPU_ISSET(i, &allowed))
 			cpus[nr++] = i;
 	return nr == 2;
+}
+
+/* The path of a new memory cgroup, with the test in it, or NULL; @root is where to go back to. */
+static inline char *gmem_enter_cgroup(const char *name, char *root, size_t size)
+{
+	char *group;
+
+	if (cg_find_unified_root(root, size, NULL) ||
+	    cg_read_strstr(root, "cgroup.controllers", "memory") ||
+	    (cg_read_strstr(root, "cgroup.subtree_control", "memory") &&
+	     cg_write(root, "cgroup.subtree_control", "+memory")))
+		return NULL;
+
+	group = cg_name(root, name);
+	if (cg_create(group) || cg_enter_current(group)) {
+		free(group);
+		return NULL;
+	}
+	return group;
 }
 
 static inline int gmem_write_file(const char *path, const char *text)
