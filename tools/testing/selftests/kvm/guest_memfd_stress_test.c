@@ -48,7 +48,6 @@
 #include <linux/sizes.h>
 
 #include "guest_memfd_hold.h"
-#include "cgroup_util.h"
 #include "processor.h"
 
 #define MAX_WORKERS	8
