@@ -51,7 +51,14 @@ static int gmem_populate_page(struct kvm *kvm, struct kvm_memory_slot *slot,
 		folio_mark_uptodate(folio);
 	}
 
-	return gmem_own_end_populate(inode, index, &change, ret);
+	ret = gmem_own_end_populate(inode, index, &change, ret);
+
+	/* The handler of memory errors does not wait for a hook that maps the page. */
+	if (!ret && folio_test_hwpoison(folio)) {
+		gmem_bind_invalidate_folio(inode, folio);
+		ret = -EHWPOISON;
+	}
+	return ret;
 }
 
 /* Return -ENODATA to be called again. */

@@ -18,6 +18,9 @@
 
 #include "guest_memfd_util.h"
 #include "processor.h"
+#ifdef __x86_64__
+#include "svm_util.h"
+#endif
 
 #define NR_PAGES	16
 #define SLOT		10
@@ -1036,6 +1039,77 @@ TEST_F(slots, closed_file_of_the_old_scheme)
 	EXPECT_GUEST_READS(first_word(OLD, 1), self->vcpu, kind_gpa(OLD, 1));
 	self->fd[OLD] = vm_create_guest_memfd(self->vm, page_size, 0);
 }
+
+#ifdef __x86_64__
+static u64 nested_saw[2];
+
+/* Page 0 is shared, and page 1 private. */
+static void nested_guest_code(void)
+{
+	nested_saw[0] = READ_ONCE(*(u64 *)GPA);
+	nested_saw[1] = READ_ONCE(*(u64 *)(GPA + PAGE_SIZE));
+	vmmcall();
+}
+
+static void nesting_guest_code(struct svm_test_data *svm)
+{
+	generic_svm_setup(svm, nested_guest_code);
+	run_guest(svm->vmcb, svm->vmcb_gpa);
+	GUEST_ASSERT_EQ(svm->vmcb->control.exit_code, SVM_EXIT_VMMCALL);
+	GUEST_DONE();
+}
+
+/*
+ * Pages next to the one that a guest's guest has touched are mapped in advance, from
+ * the slot's address, where private memory is not.
+ */
+TEST(nested_guest_and_neighbours)
+{
+	const struct vm_shape shape = {
+		.mode = VM_MODE_DEFAULT,
+		.type = KVM_X86_SW_PROTECTED_VM,
+	};
+	const size_t size = NR_PAGES * page_size;
+	struct kvm_vcpu *vcpu;
+	struct kvm_vm *vm;
+	gva_t svm;
+	void *mem;
+	int fd, i;
+
+	if (!has_vm_type(KVM_X86_SW_PROTECTED_VM) || !vm_attributes)
+		SKIP(return, "no software-protected VMs, or they have no attributes");
+	if (!kvm_cpu_has(X86_FEATURE_SVM) || !kvm_cpu_has_npt())
+		SKIP(return, "no nested SVM with nested paging");
+
+	vm = __vm_create_shape_with_one_vcpu(shape, &vcpu, 64, nesting_guest_code);
+	vm_enable_tdp(vm);
+	vcpu_alloc_svm(vm, &svm);
+	vcpu_args_set(vcpu, 1, svm);
+	virt_map(vm, GPA, GPA, NR_PAGES);
+	tdp_identity_map_default_memslots(vm);
+	tdp_map(vm, GPA, GPA, size);
+	/* What has never been accessed is not mapped in advance. */
+	for (i = 0; i < NR_PAGES; i++)
+		*tdp_get_pte(vm, gpa_of(i)) |= PTE_ACCESSED_MASK(&vm->stage2_mmu);
+
+	mem = kvm_mmap(size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	for (i = 0; i < NR_PAGES; i++)
+		*page_of(mem, i) = first_word(0, i);
+	fd = vm_create_guest_memfd(vm, size, 0);
+	ASSERT_WORKS(bind_file(vm, SLOT, GPA, mem, fd));
+	vm_mem_set_private(vm, gpa_of(1), page_size);
+
+	vcpu_run(vcpu);
+	EXPECT_EQ(UCALL_DONE, get_ucall(vcpu, NULL));
+	sync_global_from_guest(vm, nested_saw);
+	EXPECT_EQ(first_word(0, 0), nested_saw[0]);
+	EXPECT_EQ(0, nested_saw[1]);
+
+	unmap(mem);
+	close(fd);
+	kvm_vm_free(vm);
+}
+#endif
 
 /*
  * Which files decide: those with a flag, or all.  They are all there is in
